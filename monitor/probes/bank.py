@@ -1,0 +1,310 @@
+"""The bank: all probes of one model version, with their calibration, reference and provenance, in one folder.
+
+``bank.json`` holds what a person reads, ``bank.safetensors`` every array. Loading checks hashes, shapes and finiteness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from monitor.errors import BankError
+from monitor.turns.roles import Marker, Role
+
+Floats = NDArray[np.float32]
+
+SHIPPED = Path(__file__).parent / "banks"
+"""Banks in the package, by name."""
+
+
+class Stance(str, Enum):
+    """What a policy asks of a route."""
+
+    NEUTRAL = "neutral"
+    SUPPORTIVE = "supportive"
+    CRISIS = "crisis"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelCard(_Part):
+    """The model version a bank belongs to."""
+
+    name: str
+    hidden_size: int = Field(gt=0)
+    depth: int = Field(gt=0, description="Blocks of the model.")
+    weights_fingerprint: str = Field(description="SHA-256 over the weights, in name order.")
+    tokenizer_hash: str = Field(description="SHA-256 of the serialised tokenizer.")
+    template_hash: str = Field(description="SHA-256 of the chat template.")
+
+
+class EmotionCard(_Part):
+    """One emotion of a bank."""
+
+    name: str
+    family: str
+    valence: float = Field(ge=-1, le=1)
+    arousal: float = Field(ge=-1, le=1)
+
+
+class MarkerCard(_Part):
+    """A marker of the chat template, as token ids."""
+
+    tokens: tuple[int, ...] = Field(min_length=1)
+    role: Literal["TEMPLATE", "SYSTEM", "USER", "ASSISTANT"]
+
+
+class ReferenceCard(_Part):
+    """Where the reference comes from and how much of it there is."""
+
+    source: str
+    turns: dict[Stance, int]
+
+
+class BankCard(_Part):
+    """``bank.json``."""
+
+    schema_version: Literal[1]
+    bank_id: str
+    made_by: str
+    model: ModelCard
+    layers: tuple[int, ...] = Field(min_length=1)
+    markers: tuple[MarkerCard, ...]
+    emotions: tuple[EmotionCard, ...] = Field(min_length=1)
+    families: tuple[str, ...] = Field(min_length=1)
+    estimator: dict[str, float | str]
+    reference: ReferenceCard
+    corpus_sha256: dict[str, str]
+    figures: dict[str, float]
+    validated: bool
+    tensors_sha256: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BankCard:
+        if list(self.layers) != sorted(set(self.layers)) or not 0 <= self.layers[0] <= self.layers[-1] <= self.model.depth:
+            raise ValueError(f"layers {list(self.layers)} must ascend within 0..{self.model.depth}")
+        unknown = {emotion.family for emotion in self.emotions} - set(self.families)
+        if unknown:
+            raise ValueError(f"emotions name families that are not listed: {sorted(unknown)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a token's scores is what.
+
+    Emotions, families, user affect and assistant affect come from hidden states; the text twin repeats all but the
+    emotions from token ids alone.
+    """
+
+    emotions: int
+    families: int
+
+    @property
+    def emotion(self) -> slice:
+        """Emotion probes."""
+        return slice(0, self.emotions)
+
+    @property
+    def family(self) -> slice:
+        """Family probes: mean of their emotions' standardised directions."""
+        return slice(self.emotions, self.emotions + self.families)
+
+    @property
+    def user_affect(self) -> int:
+        """Strength of the user's affect."""
+        return self.emotions + self.families
+
+    @property
+    def assistant_affect(self) -> int:
+        """Strength of the assistant's affect."""
+        return self.user_affect + 1
+
+    @property
+    def probes(self) -> int:
+        """Columns that need hidden states."""
+        return self.assistant_affect + 1
+
+    @property
+    def twin_family(self) -> slice:
+        """Families by the text twin."""
+        return slice(self.probes, self.probes + self.families)
+
+    @property
+    def twin_user_affect(self) -> int:
+        """Strength of the user's affect by the text twin."""
+        return self.probes + self.families
+
+    @property
+    def twin_assistant_affect(self) -> int:
+        """Strength of the assistant's affect by the text twin."""
+        return self.twin_user_affect + 1
+
+    @property
+    def twins(self) -> int:
+        """Columns of the text twin."""
+        return self.families + 2
+
+    @property
+    def total(self) -> int:
+        """All columns."""
+        return self.probes + self.twins
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """``bank.safetensors``. P probe columns, T twin columns, C = P + T, L layers, H hidden size, E emotions, F families.
+
+    Attributes:
+        directions: Unit directions, [L, P, H].
+        centres: Mean hidden state of the reference, [L, H].
+        scales: Spread of the reference's token means along each direction, [L, P].
+        twin_tokens: Token ids the text twin knows, ascending, [K].
+        twin_weights: Weight of each of them, [K, T].
+        turn_means: Mean over reference turns of user (0) and assistant (1) scores, [2, C].
+        turn_scales: Standard deviation of the same, [2, C].
+        platt: Slope and intercept of each emotion's probability, [E, 2].
+        reference_user: Standardised user scores of the reference turns, [N, C].
+        reference_assistant: Standardised assistant scores of the reference turns, [N, C].
+        reference_stance: Index into the stances for each reference turn, [N].
+        warranted: Intercept and slope of the warranted quantile of A given U, per stance and target, [3, F + 2, 2].
+        warranted_scale: Unit of the over-index, [3, F + 2].
+        residuals: Over-index of the reference turns held out for it, ascending, padded with NaN, [3, F + 2, M].
+    """
+
+    directions: Floats
+    centres: Floats
+    scales: Floats
+    twin_tokens: NDArray[np.int32]
+    twin_weights: Floats
+    turn_means: Floats
+    turn_scales: Floats
+    platt: Floats
+    reference_user: Floats
+    reference_assistant: Floats
+    reference_stance: NDArray[np.int32]
+    warranted: Floats
+    warranted_scale: Floats
+    residuals: Floats
+
+
+class Bank:
+    """A card and its tensors, in agreement with each other.
+
+    Raises:
+        BankError: Shapes disagree with the card, or a value is not finite.
+    """
+
+    def __init__(self, card: BankCard, tensors: Tensors) -> None:
+        self.card = card
+        self.tensors = tensors
+        self._check()
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Layout of a token's scores."""
+        return Columns(len(self.card.emotions), len(self.card.families))
+
+    @cached_property
+    def markers(self) -> tuple[Marker, ...]:
+        """Markers of the model's chat template."""
+        return tuple(Marker(marker.tokens, Role[marker.role]) for marker in self.card.markers)
+
+    def save(self, folder: Path) -> None:
+        """Writes the two files; an existing bank in ``folder`` is replaced."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bank.safetensors").write_bytes(save_tensors(vars(self.tensors)))
+        (folder / "bank.json").write_text(self.card.model_dump_json(indent=1) + "\n")
+
+    def _check(self) -> None:
+        card, tensors, columns = self.card, self.tensors, self.columns
+        layers, hidden, stances = len(card.layers), card.model.hidden_size, len(Stance)
+        known, turns = len(tensors.twin_tokens), len(tensors.reference_stance)
+        targets = columns.families + 2
+        expected = {
+            "directions": (layers, columns.probes, hidden),
+            "centres": (layers, hidden),
+            "scales": (layers, columns.probes),
+            "twin_tokens": (known,),
+            "twin_weights": (known, columns.twins),
+            "turn_means": (2, columns.total),
+            "turn_scales": (2, columns.total),
+            "platt": (columns.emotions, 2),
+            "reference_user": (turns, columns.total),
+            "reference_assistant": (turns, columns.total),
+            "warranted": (stances, targets, 2),
+            "warranted_scale": (stances, targets),
+            "residuals": (stances, targets, tensors.residuals.shape[-1]),
+        }
+        for name, shape in expected.items():
+            array = getattr(tensors, name)
+            if array.shape != shape:
+                raise BankError(f"bank.safetensors:{name}", f"has shape {array.shape}, the card asks for {shape}")
+            if name != "residuals" and not np.isfinite(array).all():
+                raise BankError(f"bank.safetensors:{name}", "holds values that are not finite; calibrate again")
+        for name in ("scales", "turn_scales", "warranted_scale"):
+            if (getattr(tensors, name) <= 0).any():
+                raise BankError(f"bank.safetensors:{name}", "must be positive; calibrate again")
+
+
+def seal(card: dict[str, object], tensors: Tensors) -> Bank:
+    """Completes a card with the hash of its tensors and the bank's id, and makes the bank."""
+    digest = hashlib.sha256(save_tensors(vars(tensors))).hexdigest()
+    identity = json.dumps([card["model"], card["layers"], digest], sort_keys=True, default=str)
+    bank_id = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return Bank(BankCard.model_validate({**card, "tensors_sha256": digest, "bank_id": bank_id}), tensors)
+
+
+def bank_folder(name: str) -> Path:
+    """The folder a ``--bank`` argument means: a path, or the name of a shipped bank.
+
+    Raises:
+        BankError: There is neither.
+    """
+    for folder in (Path(name), SHIPPED / name):
+        if (folder / "bank.json").is_file():
+            return folder
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/bank.json"))
+    raise BankError("--bank", f"{name!r} is neither a folder with bank.json nor a shipped bank {shipped}")
+
+
+def load_bank(name: str) -> Bank:
+    """Loads and verifies a bank.
+
+    Args:
+        name: A folder, or the name of a shipped bank.
+
+    Raises:
+        BankError: Missing, truncated, altered or inconsistent; the error names the file and field.
+    """
+    folder = bank_folder(name)
+    try:
+        card = BankCard.model_validate_json((folder / "bank.json").read_bytes())
+        raw = (folder / "bank.safetensors").read_bytes()
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "(file)"
+        raise BankError(f"bank.json:{field}", f"{first['msg']}; restore the bank or calibrate again") from None
+    except OSError as error:
+        raise BankError(str(error.filename), f"{error.strerror}; restore the bank or calibrate again") from None
+    if hashlib.sha256(raw).hexdigest() != card.tensors_sha256:
+        raise BankError("bank.safetensors", "does not have the SHA-256 bank.json states: truncated or altered; restore it")
+    try:
+        tensors = Tensors(**load_tensors(raw))
+    except (SafetensorError, TypeError) as error:
+        raise BankError("bank.safetensors", f"{error}; restore the bank or calibrate again") from None
+    return Bank(card, tensors)
