@@ -1,0 +1,1 @@
+"""Runs inside the inference server: takes hidden states and sends them to the sidecar. Imports ``wire`` alone."""

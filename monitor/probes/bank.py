@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from monitor.errors import BankError
-from monitor.turns.roles import Marker, Role
+from monitor.probes.markers import Marker, Role
 
 Floats = NDArray[np.float32]
 

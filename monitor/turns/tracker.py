@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.turns.roles import Ints, Role, RoleLabeller
+from monitor.probes.markers import Role
+from monitor.turns.roles import Ints, RoleLabeller
 
 Floats = NDArray[np.float32]
 
@@ -121,11 +122,15 @@ class TurnTracker:
         self._free.append(slot)
         return stats
 
-    def skip(self, slot: int, start: int, count: int) -> None:
-        """Moves a turn over a gap: the positions will not come and are accounted for elsewhere."""
-        if start <= self._next[slot] < start + count:
-            self._next[slot] = start + count
-            self._tails[slot] = -1
+    def skip(self, slot: int, start: int, count: int) -> int:
+        """Moves a turn over a gap; returns how many positions will not come that were still expected."""
+        skipped = start + count - max(start, int(self._next[slot]))
+        if skipped <= 0:
+            return 0
+        self._tallies[slot, 3] += max(0, start - int(self._next[slot]))
+        self._next[slot] = start + count
+        self._tails[slot] = -1
+        return skipped
 
     def fold(self, slots: Ints, starts: Ints, counts: Ints, token_ids: Ints, scores: Floats) -> Folded:
         """Folds the rows of a frame into their turns.

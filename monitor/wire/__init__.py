@@ -1,0 +1,1 @@
+"""Frames on the wire: the generated protobuf code and the codec between bytes and tensors."""

@@ -8,7 +8,7 @@ https://protobuf.dev/programming-guides/encoding/). Stock clients and stock serv
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from google.protobuf.message import DecodeError
@@ -24,7 +24,7 @@ DTYPES: dict[int, torch.dtype] = {
     ingest_pb2.DTYPE_F16: torch.float16,
     ingest_pb2.DTYPE_F32: torch.float32,
 }
-_WIRE_DTYPES = {dtype: wire for wire, dtype in DTYPES.items()}
+_WIRE_DTYPES: dict[torch.dtype, Any] = {dtype: wire for wire, dtype in DTYPES.items()}
 _ROWS_FIELD = ingest_pb2.StreamActivationsRequest.ROWS_FIELD_NUMBER
 _DATA_FIELD = ingest_pb2.Tensor.DATA_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -55,7 +55,9 @@ def encode_frame(message: ingest_pb2.StreamActivationsRequest, rows: torch.Tenso
     if rows.dtype not in _WIRE_DTYPES:
         raise FrameError("rows.dtype", f"{rows.dtype} is not on the wire; send one of {sorted(map(str, _WIRE_DTYPES))}")
     described = ingest_pb2.Tensor(dtype=_WIRE_DTYPES[rows.dtype], shape=rows.shape).SerializeToString()
-    data = memoryview(rows.detach().contiguous().view(torch.uint8).numpy().reshape(-1))
+    # As bytes, since numpy has no bfloat16; flat first, since view() refuses the odd strides of dimensions of one.
+    flat = rows.detach().contiguous().as_strided((rows.numel(),), (1,))
+    data = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
     inner = described + _tag(_DATA_FIELD) + _varint(data.nbytes)
     return b"".join((head, _tag(_ROWS_FIELD), _varint(len(inner) + data.nbytes), inner, data))
 
@@ -64,31 +66,37 @@ def decode_frame(raw: bytes) -> Frame:
     """Splits the bytes of a frame into its message and a view of the rows.
 
     Raises:
-        FrameError: The bytes are not a frame.
+        FrameError: The bytes are not a frame, or carry rows twice.
     """
     view = memoryview(raw)
     message = ingest_pb2.StreamActivationsRequest()
     try:
-        outer = _find(view, _ROWS_FIELD)
-        if outer is None:
-            message.MergeFromString(raw)
-            return Frame(message, view[:0], len(raw))
-        before, start, end = outer
-        tensor = view[start:end]
-        inner = _find(tensor, _DATA_FIELD)
-        message.MergeFromString(view[:before])
-        message.MergeFromString(view[end:])
-        if inner is None:
-            message.rows.MergeFromString(tensor)
-            return Frame(message, view[:0], len(raw))
-        inner_before, inner_start, inner_end = inner
-        message.rows.MergeFromString(tensor[:inner_before])
-        message.rows.MergeFromString(tensor[inner_end:])
+        return Frame(message, _parse(view, message), len(raw))
     except (DecodeError, IndexError, ValueError) as error:
-        raise FrameError("frame", f"not a StreamActivationsRequest ({error}); rebuild the client from the protos") from None
-    if message.rows.data or _find(view[end:], _ROWS_FIELD):
-        raise FrameError("rows", "stands twice in the frame; send one tensor", reason="frame")
-    return Frame(message, tensor[inner_start:inner_end], len(raw))
+        raise FrameError(
+            "frame", f"not a StreamActivationsRequest ({error}); rebuild the client from the protos"
+        ) from None
+
+
+def _parse(view: memoryview, message: ingest_pb2.StreamActivationsRequest) -> memoryview:
+    """Merges all of a frame but the elements of its tensor into ``message``; returns these."""
+    outer = _find(view, _ROWS_FIELD)
+    if outer is None:
+        message.MergeFromString(view)
+        return view[:0]
+    before, start, end = outer
+    tensor, rest = view[start:end], view[end:]
+    if _find(rest, _ROWS_FIELD):
+        raise FrameError("rows", "stands twice in the frame; send one tensor")
+    message.MergeFromString(view[:before])
+    message.MergeFromString(rest)
+    before, start, end = _find(tensor, _DATA_FIELD) or (len(tensor),) * 3
+    if _find(tensor[end:], _DATA_FIELD):
+        raise FrameError("rows.data", "stands twice in the tensor; send its bytes once")
+    message.rows.SetInParent()
+    message.rows.MergeFromString(tensor[:before])
+    message.rows.MergeFromString(tensor[end:])
+    return tensor[start:end]
 
 
 def rows_of(frame: Frame) -> torch.Tensor:
@@ -112,7 +120,8 @@ def rows_of(frame: Frame) -> torch.Tensor:
             reason="shape",
         )
     if expected == 0:
-        return torch.empty(shape, dtype=dtype)
+        # No row says how wide rows are, and torch cannot hold every width the wire can.
+        raise FrameError("rows.shape", f"{list(shape)} is empty; leave rows out of a frame without any", reason="shape")
     return torch.frombuffer(frame.data, dtype=dtype).view(shape)
 
 

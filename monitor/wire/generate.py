@@ -37,4 +37,4 @@ def generate(output: Path, protos: Path = PROTOS) -> None:
 
 if __name__ == "__main__":
     generate(OUTPUT)
-    print(f"wrote {OUTPUT}", file=sys.stderr)
+    sys.stderr.write(f"wrote {OUTPUT}\n")

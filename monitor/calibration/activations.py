@@ -1,0 +1,169 @@
+"""Runs conversations through a model and keeps, per conversation, the mean hidden state of each role's last segment.
+
+Scores are linear in the rows, so the mean row is all a fit needs; roles come from token ids exactly as in the sidecar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from monitor.capture.transformers import LayerRows
+from monitor.errors import CorpusError
+from monitor.probes.markers import Marker, Role
+from monitor.turns.roles import RoleLabeller
+
+Floats = NDArray[np.float32]
+Message = dict[str, str]
+Progress = Callable[[int, int], None]
+
+_BATCH_TOKENS = 4096
+ROLES = (Role.USER, Role.ASSISTANT)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Pooled hidden states of N conversations at L layers.
+
+    Attributes:
+        layers: The layers.
+        means: Mean row of the last user (0) and assistant (1) segment, [N, 2, L, H]; zeros without tokens.
+        tokens: Tokens in each segment, [N, 2].
+        token_ids: Tokens of both segments of all conversations, one after the other.
+    """
+
+    layers: tuple[int, ...]
+    means: Floats
+    tokens: NDArray[np.int64]
+    token_ids: NDArray[np.int32]
+
+    def ids_of(self, conversation: int, role: int) -> NDArray[np.int32]:
+        """Token ids of one segment (0 user, 1 assistant)."""
+        ends = np.cumsum(self.tokens.reshape(-1))
+        index = 2 * conversation + role
+        return self.token_ids[ends[index] - self.tokens[conversation, role] : ends[index]]
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation, as the server of the model would see them after the reply."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
+
+
+def segments(labeller: RoleLabeller, ids: Sequence[int]) -> NDArray[np.int64]:
+    """For each token 0 in the last user segment, 1 in the last assistant segment, -1 elsewhere."""
+    tokens = np.array(ids, np.int64)
+    start = np.array([labeller.initial_state], np.int64)
+    tails = np.full((1, labeller.tail_length), -1, np.int64)
+    labels = labeller.label(tokens, np.array([len(tokens)]), start, tails)
+    part = np.full(len(tokens), -1, np.int64)
+    for number, role in enumerate(ROLES):
+        begins = np.flatnonzero(labels.began == role)
+        after = begins[-1] if len(begins) else -1
+        part[(labels.roles == role) & (np.arange(len(tokens)) > after)] = number
+    part[:1] = -1
+    return part
+
+
+def collect(
+    model: Any,
+    tokenizer: Any,
+    markers: Sequence[Marker],
+    conversations: Sequence[Sequence[Message]],
+    layers: Sequence[int],
+    progress: Progress | None = None,
+) -> Activations:
+    """Runs the model over conversations, longest first, in batches of about equal cost.
+
+    Raises:
+        CorpusError: A conversation has no tokens or is longer than the model's context.
+    """
+    labeller = RoleLabeller(markers)
+    ids = [render(tokenizer, messages) for messages in conversations]
+    parts = [segments(labeller, tokens) for tokens in ids]
+    _check_lengths(ids, int(model.config.max_position_embeddings))
+    means = np.zeros((len(ids), 2, len(layers), int(model.config.hidden_size)), np.float32)
+    done = 0
+    for batch in _batches([len(tokens) for tokens in ids]):
+        means[batch] = _pooled(model, [ids[index] for index in batch], [parts[index] for index in batch], layers)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(ids))
+    tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64).reshape(-1, 2)
+    flat = [np.array(row, np.int32)[part == role] for row, part in zip(ids, parts, strict=True) for role in (0, 1)]
+    return Activations(tuple(layers), means, tokens, np.concatenate(flat) if flat else np.empty(0, np.int32))
+
+
+def collect_cached(
+    folder: Path, fingerprint: str, model: Any, tokenizer: Any, markers: Sequence[Marker],
+    conversations: Sequence[Sequence[Message]], layers: Sequence[int], progress: Progress | None = None,
+) -> Activations:  # fmt: skip
+    """As ``collect``, but reads what an earlier run with the same model, conversations and layers left in ``folder``."""
+    identity = json.dumps([fingerprint, list(layers), [list(messages) for messages in conversations]], sort_keys=True)
+    file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"
+    if file.is_file():
+        stored = load_file(file)
+        return Activations(tuple(layers), stored["means"], stored["tokens"], stored["token_ids"])
+    found = collect(model, tokenizer, markers, conversations, layers, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({"means": found.means, "tokens": found.tokens, "token_ids": found.token_ids}, partial)
+    partial.replace(file)
+    return found
+
+
+def _check_lengths(ids: Sequence[Sequence[int]], context: int) -> None:
+    for number, tokens in enumerate(ids, 1):
+        if not tokens:
+            raise CorpusError(f"conversation {number}", "has no tokens")
+        if len(tokens) > context:
+            raise CorpusError(f"conversation {number}", f"has {len(tokens)} tokens, the model's context {context}; cut it")
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _pooled(
+    model: Any, ids: Sequence[Sequence[int]], parts: Sequence[NDArray[np.int64]], layers: Sequence[int]
+) -> Floats:
+    """Mean rows of each role's segment: [batch, 2, layers, hidden]."""
+    width = max(map(len, ids))
+    tokens = torch.zeros((len(ids), width), dtype=torch.long)
+    weights = torch.zeros((len(ids), 2, width))
+    for row, (sequence, part) in enumerate(zip(ids, parts, strict=True)):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+        for role in (0, 1):
+            chosen = torch.from_numpy(part == role)
+            weights[row, role, : len(sequence)] = chosen / max(1, int(chosen.sum()))
+    mask = (torch.arange(width) < torch.tensor([len(sequence) for sequence in ids])[:, None]).long()
+    kept = LayerRows(model, layers)
+    try:
+        model.base_model(input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        # Element by element rather than as a matrix product, whose order of summation depends on the machine.
+        pooled = [
+            torch.stack([(kept.rows[layer].float().cpu() * weights[:, role, :, None]).sum(1) for layer in layers], 1)
+            for role in (0, 1)
+        ]
+    finally:
+        kept.close()
+    return torch.stack(pooled, 1).numpy()

@@ -1,0 +1,442 @@
+"""From a corpus and a model to a bank.
+
+    corpus -> conversations -> mean rows -> directions -> scores of approved turns -> warranted levels -> bank
+
+Every score that calibrates or is reported comes from directions fitted without its domain (grid) or topic (texts).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor import __version__
+from monitor.assess.overindex import STANCES, target_values
+from monitor.calibration.activations import Activations, Message, Progress, collect_cached
+from monitor.calibration.corpus import (
+    NEUTRAL,
+    Approved,
+    EmotionText,
+    GridItem,
+    check_texts,
+    read_emotions,
+    read_lines,
+    sha256_of,
+)
+from monitor.calibration.reference import QUANTILE, fit_warranted
+from monitor.capture.transformers import decoder_blocks, weights_fingerprint
+from monitor.errors import SetupError
+from monitor.probes.bank import Bank, Columns, EmotionCard, Stance, Tensors, seal
+from monitor.probes.fit import class_directions, graded_direction
+from monitor.probes.markers import Marker, find_markers
+from monitor.probes.twin import count_tokens, log_odds, vocabulary
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+SHRINKAGE = 0.6
+"""Best of 0.1, 0.3, 0.6 on held-out domains of the demo assistant, at every layer."""
+DEPTHS = (0.54, 0.67)
+"""Layers of the ensemble, as shares of the model's depth: affect is read best between 40 and 80 %."""
+_FOLDS = 3
+_OPENER = "What is on your mind?"
+REPLIES = ("neutral", "warranted", "excessive")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything a bank is made from."""
+
+    emotions: list[EmotionCard]
+    texts: list[EmotionText]
+    grid: list[GridItem]
+    approved: list[Approved]
+    sha256: dict[str, str]
+
+    @property
+    def families(self) -> list[str]:
+        """Families in the order of their first emotion."""
+        return list(dict.fromkeys(emotion.family for emotion in self.emotions))
+
+    def conversations(self) -> list[list[Message]]:
+        """Texts as the user's, texts as the assistant's, the grid with its three replies, approved turns."""
+        texts = [text.text for text in self.texts]
+        return [
+            *([{"role": "user", "content": text}] for text in texts),
+            *([{"role": "user", "content": _OPENER}, {"role": "assistant", "content": text}] for text in texts),
+            *(
+                [{"role": "user", "content": item.user}, {"role": "assistant", "content": getattr(item, reply)}]
+                for item in self.grid
+                for reply in REPLIES
+            ),
+            *(turn.conversation for turn in self.approved),
+        ]
+
+
+def read_corpus(folder: Path, approved: Path) -> Corpus:
+    """Reads and checks a corpus folder and a file of approved conversations.
+
+    Raises:
+        CorpusError: A file or line cannot be used.
+    """
+    files = {name: folder / name for name in ("emotions.json", "texts.jsonl", "grid.jsonl")}
+    emotions = read_emotions(files["emotions.json"])
+    texts = read_lines(files["texts.jsonl"], EmotionText)
+    check_texts(files["texts.jsonl"], texts, emotions)
+    grid = read_lines(files["grid.jsonl"], GridItem)
+    turns = read_lines(approved, Approved)
+    hashes = {name: sha256_of(path) for name, path in files.items()} | {"approved": sha256_of(approved)}
+    return Corpus(emotions, texts, grid, turns, hashes)
+
+
+class _Rows(NamedTuple):
+    """Mean rows of the corpus, by part: texts [2, N, L, H], grid users [G, L, H], replies [G, 3, L, H], approved [A, 2, L, H]."""
+
+    texts: Floats
+    users: Floats
+    replies: Floats
+    approved: Floats
+
+
+class _Counts(NamedTuple):
+    """Token counts of the corpus, by the same parts, and the tokens they count."""
+
+    tokens: NDArray[np.int32]
+    texts: Floats
+    users: Floats
+    replies: Floats
+    approved: Floats
+
+
+class _Fit(NamedTuple):
+    """Probes fitted on a part of the corpus; shapes as in ``Tensors``."""
+
+    directions: Floats
+    centres: Floats
+    scales: Floats
+    twin: Floats
+
+
+class _Labels(NamedTuple):
+    """Classes and folds of the corpus."""
+
+    emotion: NDArray[np.int64]
+    family_of: NDArray[np.int64]
+    strength: NDArray[np.int64]
+    text_fold: NDArray[np.int64]
+    grid_fold: NDArray[np.int64]
+    approved_fold: NDArray[np.int64]
+
+
+def calibrate(
+    name: str,
+    load: Callable[[], tuple[Any, Any]],
+    corpus: Corpus,
+    cache: Path,
+    progress: Progress | None = None,
+) -> Bank:
+    """Makes the bank of a model.
+
+    Args:
+        name: Name of the model, for the card.
+        load: Loads model and tokenizer.
+        corpus: What to calibrate on.
+        cache: Folder for activations; a second run with the same model and corpus reads them there.
+        progress: Told of conversations done and in all.
+
+    Raises:
+        CorpusError: A conversation has no tokens or is too long for the model.
+        SetupError: A package of the ``calibrate`` extra is missing.
+    """
+    try:
+        import sklearn  # noqa: F401 - fail before the model runs, not after
+    except ImportError:
+        raise SetupError("scikit-learn", "is not installed; pip install 'affect-monitor[calibrate]'") from None
+    model, tokenizer = load()
+    markers = find_markers(tokenizer)
+    depth = len(decoder_blocks(model))
+    layers = tuple(sorted({round(share * depth) for share in DEPTHS}))
+    fingerprint = weights_fingerprint(model)
+    found = collect_cached(
+        cache, fingerprint, model, tokenizer, markers, corpus.conversations(), layers, progress
+    )
+    card = {
+        "schema_version": 1,
+        "made_by": f"affect-monitor {__version__}",
+        "model": {
+            "name": name,
+            "hidden_size": int(model.config.hidden_size),
+            "depth": depth,
+            "weights_fingerprint": fingerprint,
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+            "template_hash": template_hash(tokenizer),
+        },
+        "layers": layers,
+        "markers": _marker_cards(markers),
+        "emotions": [emotion.model_dump() for emotion in corpus.emotions],
+        "families": corpus.families,
+        "estimator": {"name": "whitened-difference-of-means", "shrinkage": SHRINKAGE, "warranted_quantile": QUANTILE},
+        "corpus_sha256": corpus.sha256,
+        "validated": True,
+    }
+    return _build(card, found, corpus)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's vocabulary, in id order."""
+    digest = hashlib.sha256()
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
+        digest.update(f"{number}:{token}\n".encode())
+    return digest.hexdigest()
+
+
+def template_hash(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's chat template."""
+    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
+
+
+def _marker_cards(markers: Sequence[Marker]) -> list[dict[str, object]]:
+    return [{"tokens": marker.tokens, "role": marker.role.name} for marker in markers]
+
+
+def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
+    """Fits, cross-fits, calibrates, and seals the bank."""
+    columns = Columns(len(corpus.emotions), len(corpus.families))
+    labels = _labels(corpus)
+    rows, counts = _parts(found, corpus)
+    everything = np.ones(len(labels.text_fold), bool), np.ones(len(labels.grid_fold), bool)
+    final = _fit(rows, counts, labels, columns, *everything)
+    texts, users, replies, approved = _cross_scores(rows, counts, labels, columns, final)
+
+    normal = replies[:, :2].reshape(-1, columns.total)
+    reference_user = np.concatenate([np.repeat(users, 2, axis=0), approved[:, 0]])
+    reference_assistant = np.concatenate([normal, approved[:, 1]])
+    means = np.stack([reference_user.mean(axis=0), reference_assistant.mean(axis=0)])
+    spreads = np.maximum(np.stack([reference_user.std(axis=0), reference_assistant.std(axis=0)]), 1e-6)
+    standard_user = (reference_user - means[0]) / spreads[0]
+    standard_assistant = (reference_assistant - means[1]) / spreads[1]
+
+    allowed = _allowed(labels, len(corpus.approved))
+    warranted = fit_warranted(standard_user, standard_assistant, allowed, columns)
+    standard_texts = (texts - means[:, None]) / spreads[:, None]
+    platt = _platt(standard_texts[:, :, columns.emotion], labels.emotion)
+    excessive = target_values(
+        (users - means[0]) / spreads[0], (replies[:, 2] - means[1]) / spreads[1], columns
+    )
+    neutral = STANCES.index(Stance.NEUTRAL)
+    over = (
+        excessive[0] - warranted.coefficients[neutral, :, 0] - warranted.coefficients[neutral, :, 1] * excessive[1]
+    ) / warranted.scale[neutral]
+    tensors = Tensors(
+        directions=final.directions.astype(np.float32),
+        centres=final.centres.astype(np.float32),
+        scales=final.scales.astype(np.float32),
+        twin_tokens=counts.tokens,
+        twin_weights=final.twin.astype(np.float32),
+        turn_means=means.astype(np.float32),
+        turn_scales=spreads.astype(np.float32),
+        platt=platt.astype(np.float32),
+        reference_user=standard_user.astype(np.float32),
+        reference_assistant=standard_assistant.astype(np.float32),
+        reference_stance=_narrowest_stance(allowed),
+        warranted=warranted.coefficients,
+        warranted_scale=warranted.scale,
+        residuals=warranted.residuals,
+    )
+    card["reference"] = {
+        "source": f"{len(corpus.approved)} approved turns, {2 * len(corpus.grid)} authored neutral and warranted ones",
+        "turns": {stance: int(mask.sum()) for stance, mask in allowed.items()},
+    }
+    card["figures"] = _figures(standard_texts[:, :, columns.emotion], platt, labels, warranted.residuals[neutral], over)
+    return seal(card, tensors)
+
+
+# -- the corpus as arrays ---------------------------------------------------------------------------------------------
+
+
+def _labels(corpus: Corpus) -> _Labels:
+    names = [emotion.name for emotion in corpus.emotions]
+    domains = list(dict.fromkeys(item.domain for item in corpus.grid))
+    fold_of = {domain: index % _FOLDS for index, domain in enumerate(domains)}
+    return _Labels(
+        emotion=np.array([len(names) if t.emotion == NEUTRAL else names.index(t.emotion) for t in corpus.texts]),
+        family_of=np.array([corpus.families.index(emotion.family) for emotion in corpus.emotions]),
+        strength=np.array([item.strength for item in corpus.grid]),
+        text_fold=np.array([hashlib.sha256(t.topic.lower().encode()).digest()[0] % _FOLDS for t in corpus.texts]),
+        grid_fold=np.array([fold_of[item.domain] for item in corpus.grid]),
+        # Approved turns that share their user turns with a domain of the grid are scored without that domain.
+        approved_fold=np.array([fold_of.get(turn.labels.get("domain", ""), 0) for turn in corpus.approved], np.int64),
+    )
+
+
+def _parts(found: Activations, corpus: Corpus) -> tuple[_Rows, _Counts]:
+    """Cuts the flat list of conversations into the parts of the corpus."""
+    texts, grid = len(corpus.texts), len(corpus.grid)
+    bounds = np.cumsum([texts, texts, len(REPLIES) * grid])
+    means = found.means.astype(np.float64)
+    as_user, as_assistant, replied, approved = np.split(means, bounds)
+    rows = _Rows(
+        np.stack([as_user[:, 0], as_assistant[:, 1]]),
+        replied[:: len(REPLIES), 0],
+        replied[:, 1].reshape(grid, len(REPLIES), *means.shape[2:]),
+        approved,
+    )
+    ids = [[found.ids_of(index, role) for role in (0, 1)] for index in range(len(means))]
+    text_ids = [ids[index][0] for index in range(texts)]
+    reply_ids = [ids[bounds[1] + index][1] for index in range(len(REPLIES) * grid)]
+    user_ids = [ids[bounds[1] + len(REPLIES) * index][0] for index in range(grid)]
+    approved_ids = ids[bounds[2] :]
+    tokens = vocabulary([*text_ids, *user_ids, *reply_ids])
+    return rows, _Counts(
+        tokens,
+        count_tokens(text_ids, tokens),
+        count_tokens(user_ids, tokens),
+        count_tokens(reply_ids, tokens).reshape(grid, len(REPLIES), -1),
+        count_tokens([part for pair in approved_ids for part in pair], tokens).reshape(len(approved_ids), 2, -1),
+    )
+
+
+def _allowed(labels: _Labels, approved: int) -> dict[Stance, Mask]:
+    """Which reference turns (neutral and warranted reply of each grid item, then approved ones) a stance allows."""
+    strength = np.repeat(labels.strength, 2)
+    warranted = np.tile([False, True], len(labels.strength))
+    rest = np.ones(approved, bool)
+    return {
+        Stance.NEUTRAL: np.concatenate([np.ones(len(strength), bool), rest]),
+        Stance.SUPPORTIVE: np.concatenate([warranted, rest]),
+        Stance.CRISIS: np.concatenate([warranted & (strength >= 2), ~rest]),  # noqa: PLR2004 - clear or intense
+    }
+
+
+def _narrowest_stance(allowed: dict[Stance, Mask]) -> NDArray[np.int32]:
+    """For each reference turn the index of the last stance that allows it."""
+    rows = [np.where(allowed[stance], index, 0) for index, stance in enumerate(STANCES)]
+    narrowest: NDArray[np.int32] = np.max(rows, axis=0).astype(np.int32)
+    return narrowest
+
+
+# -- fitting ----------------------------------------------------------------------------------------------------------
+
+
+def _fit(rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> _Fit:
+    """Fits all probes and the twin on the chosen texts and grid items."""
+    layers = rows.users.shape[1]
+    reference = np.concatenate([rows.replies[grid][:, :2].reshape(-1, *rows.users.shape[1:]), rows.approved[:, 1]])
+    centres = reference.mean(axis=0)
+    directions, scales = zip(
+        *(_fit_layer(rows, labels, columns, texts, grid, reference[:, layer], layer) for layer in range(layers)),
+        strict=True,
+    )
+    return _Fit(np.stack(directions), centres, np.stack(scales), _fit_twin(counts, labels, columns, texts, grid))
+
+
+def _fit_layer(
+    rows: _Rows, labels: _Labels, columns: Columns, texts: Mask, grid: Mask, reference: Floats, layer: int
+) -> tuple[Floats, Floats]:
+    """Unit directions and scales of one layer: emotions, families, user affect, assistant affect."""
+    at = rows.texts[:, texts, layer]
+    # A text reads differently as a user's and as an assistant's: each position is centred on its own mean.
+    stacked = (at - at.mean(axis=1, keepdims=True)).reshape(-1, at.shape[-1])
+    emotions = class_directions(stacked, np.tile(labels.emotion[texts], 2), columns.emotions, SHRINKAGE)
+    spread = (reference @ emotions.T).std(axis=0)
+    families = np.stack(
+        [(emotions / spread[:, None])[labels.family_of == family].mean(axis=0) for family in range(columns.families)]
+    )
+    families /= np.linalg.norm(families, axis=1, keepdims=True)
+    user = graded_direction(rows.users[grid, layer], labels.strength[grid], SHRINKAGE)
+    replies = rows.replies[grid, :, layer]
+    grades = np.tile(np.arange(len(REPLIES)), int(grid.sum()))
+    assistant = graded_direction(replies.reshape(-1, replies.shape[-1]), grades, SHRINKAGE)
+    directions = np.concatenate([emotions, families, user[None], assistant[None]])
+    return directions, (reference @ directions.T).std(axis=0)
+
+
+def _fit_twin(counts: _Counts, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> Floats:
+    """Weights of the text twin, [tokens, twins]."""
+    with_neutral = np.append(labels.family_of, columns.families)
+    family = with_neutral[labels.emotion[texts]]
+    weights = [log_odds(counts.texts[texts], family == f, family != f) for f in range(columns.families)]
+    strong = labels.strength[grid] >= 2  # noqa: PLR2004 - clear or intense
+    weights.append(log_odds(counts.users[grid], strong, ~strong))
+    replies = counts.replies[grid].reshape(-1, counts.replies.shape[-1])
+    grades = np.tile(np.arange(len(REPLIES)), int(grid.sum()))
+    weights.append(log_odds(replies, grades == len(REPLIES) - 1, grades == 0))
+    return np.stack(weights, axis=1)
+
+
+def _scores(fit: _Fit, rows: Floats, counts: Floats) -> Floats:
+    """Scores of mean rows [..., L, H] with token counts [..., K], as the scorer's mean over tokens: [..., C]."""
+    folded = fit.directions / fit.scales[:, :, None] / len(fit.directions)
+    probes = np.einsum("...lh,lph->...p", rows - fit.centres, folded)
+    tokens = np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    return np.concatenate([probes, counts @ fit.twin / tokens], axis=-1)
+
+
+def _cross_scores(
+    rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, final: _Fit
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Scores by probes that were fitted on the other folds: texts [2, N, C], users, replies [G, 3, C], approved [A, 2, C]."""
+    shape = columns.total
+    texts = np.empty((2, len(labels.text_fold), shape))
+    users, replies = np.empty((len(labels.grid_fold), shape)), np.empty((len(labels.grid_fold), len(REPLIES), shape))
+    approved = np.empty((len(labels.approved_fold), 2, shape))
+    for fold in range(_FOLDS):
+        fit = _fit(rows, counts, labels, columns, labels.text_fold != fold, labels.grid_fold != fold)
+        # Same units as the final probes, so that what is calibrated here holds for them.
+        fit = fit._replace(centres=final.centres, scales=final.scales)
+        held, at, here = labels.text_fold == fold, labels.grid_fold == fold, labels.approved_fold == fold
+        texts[:, held] = _scores(fit, rows.texts[:, held], counts.texts[held][None].repeat(2, 0))
+        users[at] = _scores(fit, rows.users[at], counts.users[at])
+        replies[at] = _scores(fit, rows.replies[at], counts.replies[at])
+        approved[here] = _scores(fit, rows.approved[here], counts.approved[here])
+    return texts, users, replies, approved
+
+
+def _platt(scores: Floats, emotion: NDArray[np.int64]) -> Floats:
+    """Slope and intercept of each emotion's probability on held-out texts in both positions (Platt 1999), [E, 2]."""
+    from sklearn.linear_model import LogisticRegression
+
+    flat, labels = scores.reshape(-1, scores.shape[-1]), np.tile(emotion, 2)
+    fits = [
+        LogisticRegression(C=100.0).fit(flat[:, [index]], labels == index) for index in range(scores.shape[-1])
+    ]
+    return np.array([[fit.coef_[0, 0], fit.intercept_[0]] for fit in fits])
+
+
+def _figures(
+    scores: Floats, platt: Floats, labels: _Labels, residuals: NDArray[np.float32], over: Floats
+) -> dict[str, float]:
+    """Figures on data held out from the directions: see the README for their meaning."""
+    from sklearn.metrics import roc_auc_score
+
+    flat, emotion = scores.reshape(-1, scores.shape[-1]), np.tile(labels.emotion, 2)
+    aurocs = [roc_auc_score(emotion == index, flat[:, index]) for index in range(scores.shape[-1])]
+    normal = residuals[-2][np.isfinite(residuals[-2])]
+    twin = residuals[-1][np.isfinite(residuals[-1])]
+    against = np.r_[np.zeros(len(normal)), np.ones(len(over))]
+    return {
+        "emotion_macro_auroc": round(float(np.mean(aurocs)), 4),
+        "emotion_ece": round(_expected_calibration_error(flat, platt, emotion), 4),
+        "excessive_auroc": round(float(roc_auc_score(against, np.r_[normal, over[:, -2]])), 4),
+        "excessive_auroc_twin": round(float(roc_auc_score(against, np.r_[twin, over[:, -1]])), 4),
+        "excessive_found_at_1_percent": round(float((over[:, -2] > np.quantile(normal, 0.99)).mean()), 4),
+    }
+
+
+def _expected_calibration_error(scores: Floats, platt: Floats, emotion: NDArray[np.int64]) -> float:
+    """Mean distance of predicted and observed frequency over ten equal bins, all emotions together (Guo et al. 2017)."""
+    probability = 1 / (1 + np.exp(-(scores * platt[:, 0] + platt[:, 1])))
+    truth = emotion[:, None] == np.arange(scores.shape[1])
+    bins = np.minimum((probability * 10).astype(int), 9)
+    gaps = [
+        abs(probability[bins == b].mean() - truth[bins == b].mean()) * (bins == b).mean()
+        for b in range(10)
+        if (bins == b).any()
+    ]
+    return float(np.sum(gaps))

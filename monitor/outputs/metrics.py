@@ -1,0 +1,208 @@
+"""What Prometheus scrapes: one custom collector over plain arrays, counted in blocks, rendered off the ingest thread.
+
+Every metric is declared in ``METRICS``; label values come from the bank, the policy file and fixed sets, and a cap on
+series holds whatever happens. No request id is ever a label.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+MAX_SERIES = 3000
+"""Samples on the page beyond which label sets that were not seen before are refused and counted."""
+
+_SCORE = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+_RATIO = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+class Spec(NamedTuple):
+    """Declaration of one metric."""
+
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+METRICS: dict[str, Spec] = {
+    "affect_build_info": Spec("gauge", "Version of the sidecar; always 1.", ("version",)),
+    "affect_bank_info": Spec("gauge", "Bank in use; always 1.", ("bank_id", "model", "validated")),
+    "affect_frames_total": Spec("counter", "Frames taken."),
+    "affect_received_bytes_total": Spec("counter", "Bytes of frames taken."),
+    "affect_tokens_scored_total": Spec("counter", "Tokens scored, each position of a turn once."),
+    "affect_tokens_replayed_total": Spec("counter", "Tokens that came again and were left out."),
+    "affect_tokens_nonfinite_total": Spec("counter", "Tokens whose rows were not finite."),
+    "affect_tokens_missing_total": Spec("counter", "Tokens that never came, by reason.", ("reason",)),
+    "affect_faults_total": Spec("counter", "Bad input set aside, by reason.", ("reason",)),
+    "affect_streams_open": Spec("gauge", "Streams from inference engines open now."),
+    "affect_streams_refused_total": Spec("counter", "Streams refused because the model does not match the bank."),
+    "affect_turns_open": Spec("gauge", "Turns open now."),
+    "affect_turns_capacity": Spec("gauge", "Turns that may be open at once."),
+    "affect_turns_total": Spec("counter", "Turns finished.", ("policy",)),
+    "affect_turns_unjudged_total": Spec("counter", "Turns finished that no rule may judge.", ("policy", "reason")),
+    "affect_turns_over_total": Spec("counter", "Judged turns beyond what was warranted.", ("policy", "target")),
+    "affect_turns_visibility_total": Spec(
+        "counter", "Turns over on affect, by whether their words show it.", ("policy", "visibility")
+    ),
+    "affect_turn_coverage_ratio": Spec("histogram", "Scored tokens / tokens processed, per turn.", ("policy",), _RATIO),
+    "affect_turn_over_index": Spec("histogram", "Over-index of judged turns.", ("policy",), _SCORE),
+    "affect_turn_user_affect": Spec("histogram", "User affect of judged turns.", ("policy",), _SCORE),
+    "affect_turn_assistant_affect": Spec("histogram", "Assistant affect of judged turns.", ("policy",), _SCORE),
+    "affect_turn_family_score": Spec("histogram", "Family scores of judged turns.", ("policy", "family"), _SCORE),
+    "affect_emotion_probability": Spec("gauge", "Running mean over judged turns.", ("policy", "emotion")),
+    "affect_alerts_active": Spec("gauge", "Alerts by state.", ("policy", "target", "state")),
+    "affect_alerts_fired_total": Spec("counter", "Alerts that began to fire.", ("policy", "target")),
+    "affect_notifications_total": Spec("counter", "Posts to Alertmanager, by result.", ("result",)),
+    "affect_notifications_waiting": Spec("gauge", "Alerts waiting to reach Alertmanager."),
+    "affect_ingest_lag_seconds": Spec("histogram", "From a frame's sending to its scoring.", (), _SECONDS),
+    "affect_frame_seconds": Spec("histogram", "Time spent on one frame.", (), _SECONDS),
+    "affect_config_last_reload_successful": Spec("gauge", "Whether the last reload of the policy was taken."),
+    "affect_config_last_reload_success_timestamp_seconds": Spec("gauge", "When a policy was last taken."),
+    "affect_series_dropped_total": Spec("counter", "Updates refused because of the cap on series."),
+}
+
+_EMOTION_WEIGHT = 0.05
+
+Labels = tuple[str, ...]
+
+
+class _Histogram:
+    """Counts of one label set, by bucket."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self, buckets: int) -> None:
+        self.counts = [0] * (buckets + 1)
+        self.total = 0.0
+
+
+class Metrics(Collector):
+    """All numbers of a sidecar; safe to use from several threads.
+
+    Args:
+        max_series: Cap on samples.
+    """
+
+    def __init__(self, max_series: int = MAX_SERIES) -> None:
+        self._lock = threading.Lock()
+        self._max_series = max_series
+        self._series = 0
+        self._values: dict[str, dict[Labels, float]] = {name: {} for name in METRICS if METRICS[name].kind != "histogram"}
+        self._histograms: dict[str, dict[Labels, _Histogram]] = {
+            name: {} for name in METRICS if METRICS[name].kind == "histogram"
+        }
+        for name, spec in METRICS.items():
+            if not spec.labels:
+                self._born(name, ())
+
+    def add(self, name: str, amount: float = 1, *labels: str) -> None:
+        """Adds to a counter."""
+        with self._lock:
+            if self._born(name, labels):
+                self._values[name][labels] += amount
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Sets a gauge."""
+        with self._lock:
+            if self._born(name, labels):
+                self._values[name][labels] = value
+
+    def replace(self, name: str, values: dict[Labels, float]) -> None:
+        """Sets all series of a gauge at once; those not named are gone."""
+        with self._lock:
+            self._series -= len(self._values[name])
+            self._values[name] = {}
+            for labels, value in values.items():
+                if self._born(name, labels):
+                    self._values[name][labels] = value
+
+    def average(self, name: str, values: Iterable[tuple[Labels, float]]) -> None:
+        """Moves gauges towards new values; the first value of a series is taken as it is."""
+        with self._lock:
+            for labels, value in values:
+                fresh = labels not in self._values[name]
+                if self._born(name, labels):
+                    old = self._values[name][labels]
+                    self._values[name][labels] = value if fresh else old + _EMOTION_WEIGHT * (value - old)
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Counts a value into a histogram."""
+        with self._lock:
+            if self._born(name, labels):
+                histogram = self._histograms[name][labels]
+                histogram.counts[bisect_left(METRICS[name].bounds, value)] += 1
+                histogram.total += value
+
+    def declare(self, name: str, series: Sequence[Labels]) -> None:
+        """Makes series exist at zero, so that a first increase is seen as one."""
+        with self._lock:
+            for labels in series:
+                self._born(name, labels)
+
+    def value(self, name: str, *labels: str) -> float:
+        """The value of a counter or gauge; 0 where it does not exist."""
+        with self._lock:
+            return self._values[name].get(labels, 0.0)
+
+    def describe(self) -> Iterable[Metric]:
+        """The declared metrics, without samples."""
+        return [_family(name, spec) for name, spec in METRICS.items()]
+
+    def collect(self) -> Iterable[Metric]:
+        """A consistent copy of all series."""
+        with self._lock:
+            return [self._collected(name, spec) for name, spec in METRICS.items()]
+
+    def _born(self, name: str, labels: Labels) -> bool:
+        """Makes sure a series exists; False where the cap on series forbids it."""
+        spec = METRICS[name]
+        store: dict[Labels, float] | dict[Labels, _Histogram]
+        store = self._histograms[name] if spec.kind == "histogram" else self._values[name]
+        if labels in store:
+            return True
+        if len(labels) != len(spec.labels):
+            raise ValueError(f"{name} has labels {spec.labels}, got {labels}")
+        size = len(spec.bounds) + 3 if spec.kind == "histogram" else 1
+        if self._series + size > self._max_series:
+            self._values["affect_series_dropped_total"][()] += 1
+            return False
+        self._series += size
+        if spec.kind == "histogram":
+            self._histograms[name][labels] = _Histogram(len(spec.bounds))
+        else:
+            self._values[name][labels] = 0.0
+        return True
+
+    def _collected(self, name: str, spec: Spec) -> Metric:
+        family = _family(name, spec)
+        if isinstance(family, HistogramMetricFamily):
+            for labels, histogram in sorted(self._histograms[name].items()):
+                running, buckets = 0, []
+                for bound, count in zip((*map(str, spec.bounds), "+Inf"), histogram.counts, strict=True):
+                    running += count
+                    buckets.append((bound, float(running)))
+                family.add_metric(labels, buckets, histogram.total)
+        else:
+            for labels, value in sorted(self._values[name].items()):
+                family.add_metric(labels, value)
+        return family
+
+
+def _family(name: str, spec: Spec) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+    kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+    return kinds[spec.kind](name, spec.help, labels=spec.labels)
+
+
+def reload_result(metrics: Metrics, *, successful: bool) -> None:
+    """Records whether a reload was taken."""
+    metrics.set("affect_config_last_reload_successful", float(successful))
+    if successful:
+        metrics.set("affect_config_last_reload_success_timestamp_seconds", time.time())

@@ -1,0 +1,70 @@
+"""Settings of the sidecar: flag > environment (``AFFECT_*``) > file (``--settings FILE.yaml``) > default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from monitor.errors import SetupError
+
+
+class SidecarSettings(BaseSettings):
+    """Everything ``affect-monitor serve`` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="AFFECT_", extra="forbid")
+
+    bank: str = Field(description="Folder of a bank, or the name of a shipped one.")
+    policy: Path = Field(description="Policy file.")
+    ingest: str = Field(default="unix:///run/affect/ingest.sock", description="Address of the gRPC service.")
+    http_host: str = Field(default="127.0.0.1", description="Address of /metrics, health and the status page.")
+    http_port: int = Field(default=9469, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
+    alertmanager_url: str = Field(default="", description="Alertmanager's base address; empty: alerts go to the log only.")
+    max_frame_bytes: int = Field(default=16 << 20, ge=1 << 16, le=64 << 20, description="Largest frame taken.")
+    credit_bytes: int = Field(default=32 << 20, ge=1 << 16, description="Bytes a client may have in flight.")
+    max_open_turns: int = Field(default=4096, ge=1, le=1 << 20, description="Turns open at once.")
+    turn_timeout_seconds: float = Field(default=300, gt=0, description="Silence after which an open turn is given up.")
+    allow_unvalidated: bool = Field(
+        default=False, description="Score models whose fingerprint is not the bank's, marked as unvalidated."
+    )
+    keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
+    drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")
+    threads: int = Field(default=1, ge=1, description="Threads of the scoring matrix product.")
+
+
+def load_settings(file: Path | None, flags: dict[str, Any]) -> SidecarSettings:
+    """Combines the sources.
+
+    Raises:
+        SetupError: A value is missing or wrong; names the setting, its flag and its variable.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        stored = yaml.safe_load(file.read_text()) or {} if file else {}
+        if not isinstance(stored, dict):
+            raise SetupError(str(file), "must be a mapping of settings to values")
+        return _WithFile(stored)(**given)
+    except OSError as error:
+        raise SetupError("--settings", f"{file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SetupError(str(file), f"is not YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        flag = "--" + name.replace("_", "-")
+        raise SetupError(name, f"{first['msg']}; set {flag}, AFFECT_{name.upper()} or the settings file") from None
+
+
+def _WithFile(stored: dict[str, Any]) -> type[SidecarSettings]:  # noqa: N802 - makes a class
+    """The settings with a file as the source of least precedence."""
+
+    class Settings(SidecarSettings):
+        @classmethod
+        def settings_customise_sources(cls, settings_cls: Any, **sources: Any) -> Any:  # type: ignore[override]
+            del settings_cls
+            return sources["init_settings"], sources["env_settings"], lambda: stored
+
+    return Settings
