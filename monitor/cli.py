@@ -1,0 +1,260 @@
+"""The command line: thin, every command a few lines around the room that does the work.
+
+Exit codes: 0 done, 1 done but the answer is no (lines that failed, a bank that does not verify), 2 cannot be done.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from monitor.errors import AffectMonitorError, SetupError
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+except ImportError:
+    sys.exit("affect-monitor: the command line needs the sidecar extra: pip install 'affect-monitor[sidecar]'")
+
+if TYPE_CHECKING:
+    from monitor.calibration.activations import Progress as Told
+
+app = typer.Typer(
+    help="Sees from a deployed assistant's hidden states when its affect exceeds what situation and policy warrant.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bank_app = typer.Typer(help="Look at banks and check them.", no_args_is_help=True)
+app.add_typer(bank_app, name="bank")
+
+_ERRORS = Console(stderr=True)
+_BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
+_MODEL = Annotated[str, typer.Option("--model", help="Name or folder of a transformers model; demo: the demo assistant.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Entry point: typed errors become one line and exit code 2."""
+    try:
+        app()
+    except AffectMonitorError as error:
+        _ERRORS.print(f"[bold red]error[/] [bold]{error.field}[/]: {error.message}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Exit after the script.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary to this file.")] = None,
+    chat_port: Annotated[int, typer.Option(help="Port of the chat server; 0: a free one.")] = 0,
+    http_port: Annotated[int, typer.Option(help="Port of the sidecar's pages; 0: a free one.")] = 0,
+) -> None:
+    """Watch a real chat model being monitored: fetches it, plays scripted conversations, shows scores and alerts."""
+    _need("transformers", "demo")
+    from monitor.demo.run import limit_threads, play
+
+    limit_threads()
+    summary = play(Console(), once=once, chat_port=chat_port, http_port=http_port)
+    if json_file is not None:
+        json_file.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+@app.command()
+def serve(
+    bank: Annotated[str | None, typer.Option(help="Folder of a bank, or the name of a shipped one.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file.")] = None,
+    ingest: Annotated[str | None, typer.Option(help="unix:///PATH or HOST:PORT of the gRPC service.")] = None,
+    http_host: Annotated[str | None, typer.Option(help="Address of /metrics and the other pages.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of the same; 0: a free one.")] = None,
+    alertmanager_url: Annotated[str | None, typer.Option(help="Alertmanager's base address.")] = None,
+    allow_unvalidated: Annotated[
+        bool | None, typer.Option("--allow-unvalidated", help="Score models that are not the bank's, marked.")
+    ] = None,
+    drain_seconds: Annotated[float | None, typer.Option(help="Time open turns get at the end.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")] = None,
+    check_config: Annotated[bool, typer.Option("--check-config", help="Check settings, bank and policy, and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="More log.")] = False,
+) -> None:
+    """The sidecar: takes hidden states over gRPC, serves /metrics, raises alerts. SIGHUP reloads, SIGTERM drains."""
+    from monitor.logs import configure_logs
+    from monitor.settings import load_settings
+
+    configure_logs(verbose=verbose)
+    flags = {
+        "bank": bank, "policy": policy, "ingest": ingest, "http_host": http_host, "http_port": http_port,
+        "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
+    }  # fmt: skip
+    chosen = load_settings(settings, flags)
+    if check_config:
+        _check(chosen.bank, chosen.policy)
+        return
+    from monitor.sidecar.server import Sidecar
+
+    sidecar = Sidecar(chosen)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=sidecar.reload).start())
+    stop.wait()
+    sidecar.stop()
+
+
+@app.command("check-config")
+def check_config(bank: _BANK, policy: Annotated[Path, typer.Option(help="Policy file.")]) -> None:
+    """Check a bank and a policy file against each other."""
+    _check(bank, policy)
+
+
+@app.command()
+def calibrate(
+    model: _MODEL,
+    out: Annotated[Path, typer.Option(help="Folder for the bank.")],
+    corpus: Annotated[Path | None, typer.Option(help="Folder of a corpus; default: the one in the package.")] = None,
+    approved: Annotated[
+        Path | None, typer.Option(help="Approved conversations of this model, JSON Lines; default: the corpus's.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for activations; default: the user's cache.")] = None,
+) -> None:
+    """Make a bank: corpus -> activations -> probes -> calibration -> reference."""
+    _need("sklearn", "calibrate")
+    from monitor.calibration.calibrate import calibrate as make_bank
+    from monitor.calibration.calibrate import read_corpus
+    from monitor.calibration.corpus import SHIPPED
+    from monitor.demo.assistant import NAME, cache_folder
+
+    folder = corpus or SHIPPED
+    read = read_corpus(folder, approved or folder / "approved.jsonl")
+    name = NAME if model == "demo" else Path(model).name
+    with _bar("conversations") as told:
+        bank = make_bank(name, lambda: _load(model), read, cache or cache_folder() / "activations", told)
+    bank.save(out)
+    Console().print_json(json.dumps({"bank": str(out), "bank_id": bank.card.bank_id, **bank.card.figures}))
+
+
+@app.command()
+def score(
+    bank: _BANK,
+    model: _MODEL,
+    source: Annotated[Path, typer.Option("--input", help="JSON Lines of conversations or texts.")],
+    target: Annotated[Path, typer.Option("--output", help="Where the scores go, a line for a line.")],
+    policy: Annotated[Path | None, typer.Option(help="Policy file; default: the service desk's.")] = None,
+) -> None:
+    """Score texts and conversations offline, by the sidecar's own code; exit code 1 when a line could not be scored."""
+    _need("transformers", "demo")
+    from monitor.policy.schema import SHIPPED, load_policy
+    from monitor.probes.bank import load_bank
+    from monitor.sidecar.offline import OfflineScorer
+
+    loaded = load_bank(bank)
+    policies = load_policy(policy or SHIPPED / "service-desk.yaml", loaded)
+    scorer = OfflineScorer(loaded, policies, *_load(model))
+    with _bar("lines") as told:
+        speed = scorer.score_file(source, target, told)
+    _ERRORS.print(
+        f"{speed.lines} lines, {speed.failed} failed, {speed.tokens} tokens in {speed.seconds:.1f} s "
+        f"({speed.tokens / max(speed.seconds, 1e-9):.0f} tokens/s; the model's forward pass took "
+        f"{speed.model_seconds / max(speed.seconds, 1e-9):.0%} of it)",
+        highlight=False,
+    )
+    raise typer.Exit(1 if speed.failed else 0)
+
+
+@app.command()
+def status(
+    address: Annotated[str, typer.Option(help="Ingest address of a running sidecar.")] = "unix:///run/affect/ingest.sock",
+) -> None:
+    """What a running sidecar watches and how it is doing, as JSON."""
+    import grpc
+    from google.protobuf.json_format import MessageToDict
+
+    from monitor.wire.v1 import inspect_pb2, inspect_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        stub = inspect_pb2_grpc.InspectServiceStub(channel)
+        try:
+            found = stub.GetStatus(inspect_pb2.GetStatusRequest(), timeout=5.0)
+            alerts = stub.ListAlerts(inspect_pb2.ListAlertsRequest(), timeout=5.0)
+        except grpc.RpcError as error:
+            raise SetupError("--address", f"no sidecar answers on {address}: {error.details()}") from None
+    shown: dict[str, Any] = MessageToDict(found, always_print_fields_with_no_presence=True)
+    Console().print_json(json.dumps(shown | {"alerts": MessageToDict(alerts).get("alerts", [])}))
+
+
+@bank_app.command("show")
+def bank_show(bank: Annotated[str, typer.Argument(help="Folder or name.")], as_json: _JSON = False) -> None:
+    """What a bank is: model, layers, emotions, reference, figures."""
+    from monitor.probes.bank import load_bank
+
+    card = load_bank(bank).card
+    if as_json:
+        print(card.model_dump_json(indent=1))
+        return
+    console = Console()
+    console.print(f"bank {card.bank_id} for {card.model.name}, layers {list(card.layers)} of {card.model.depth}")
+    for family in card.families:
+        console.print(f"  {family}: {', '.join(e.name for e in card.emotions if e.family == family)}")
+    console.print(f"reference: {card.reference.source}; turns by stance {dict(card.reference.turns)}")
+    console.print(f"figures: {card.figures}")
+
+
+@bank_app.command("verify")
+def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or name.")]) -> None:
+    """Check hashes, shapes and values of a bank."""
+    from monitor.probes.bank import load_bank
+
+    print(f"{load_bank(bank).card.bank_id} ok")
+
+
+def _check(bank: str, policy: Path) -> None:
+    from monitor.policy.schema import load_policy
+    from monitor.probes.bank import load_bank
+
+    loaded = load_bank(bank)
+    policies = load_policy(policy, loaded)
+    for entry in policies.policies:
+        rates = {"affect": entry.turn.false_alarm_rate, **entry.families}
+        told = ", ".join(f"{target} at {rate:g}" for target, rate in rates.items())
+        turns = loaded.card.reference.turns[entry.stance]
+        print(f"{entry.name}: stance {entry.stance.value}, {told}, judged against {turns} reference turns")
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    """Model and tokenizer for ``--model``."""
+    from monitor.demo.assistant import load_assistant
+    from monitor.demo.run import fetch
+
+    return load_assistant(fetch(_ERRORS) if model == "demo" else Path(model))
+
+
+class _bar:  # noqa: N801 - used as a context manager
+    """A progress bar on standard error, told of items done and in all."""
+
+    def __init__(self, what: str) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=_ERRORS
+        )
+        self._task = self._bars.add_task(what, total=None)
+
+    def __enter__(self) -> Told:
+        self._bars.start()
+        return lambda done, total: self._bars.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+
+def _need(package: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise SetupError(package, f"is not installed; pip install 'affect-monitor[{extra}]'")
+
+
+if __name__ == "__main__":
+    main()

@@ -75,9 +75,14 @@ class Assessor:
         self._held = np.isfinite(residuals).sum(axis=2)
 
     def assess(self, stats: TurnStats, stance: Stance) -> TurnAssessment:
-        """Assesses one turn; statistics must be finite and come from scores of the same bank."""
+        """Assesses one turn; statistics must be finite and come from scores of the same bank.
+
+        A turn whose user was not seen (a prompt from the prefix cache) is judged at the reference's mean user.
+        """
         columns = self._columns
-        user, assistant = self._standardise(stats.user, 0), self._standardise(stats.assistant, 1)
+        user, assistant = self.standardise(stats.user, 0), self.standardise(stats.assistant, 1)
+        if not stats.user_tokens:
+            user = np.zeros_like(user)
         excesses = self._excesses(user, assistant, STANCES.index(stance))
         families = dict(zip(self._families, excesses, strict=False))
         at = columns.assistant_affect
@@ -89,25 +94,25 @@ class Assessor:
             emotions=self.probabilities(assistant),
             user_emotions=self.probabilities(user),
             user_families=dict(zip(self._families, map(float, user[columns.family]), strict=True)),
-            prepared=float(self._standardise(stats.header, 1)[at]),
-            peak=float(self._standardise(stats.peak, 1)[at]),
+            prepared=float(self.standardise(stats.header, 1)[at]),
+            peak=float(self.standardise(stats.peak, 1)[at]),
         )
 
-    def standardised(self, scores: Floats, role: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Emotion probabilities and family scores of mean scores on one role's tokens (0 user, 1 assistant)."""
-        values = self._standardise(scores, role)
-        return self.probabilities(values), dict(
-            zip(self._families, map(float, values[self._columns.family]), strict=True)
-        )
+    def standardise(self, scores: Floats, role: int) -> Floats:
+        """Mean scores on one role's tokens (0 user, 1 assistant) in reference standard deviations, [columns]."""
+        standard: Floats = (scores - self._tensors.turn_means[role]) / self._tensors.turn_scales[role]
+        return standard
+
+    def named(self, standardised: Floats) -> tuple[dict[str, float], dict[str, float]]:
+        """Emotion probabilities and family scores by name."""
+        families = map(float, standardised[self._columns.family])
+        return self.probabilities(standardised), dict(zip(self._families, families, strict=True))
 
     def probabilities(self, standardised: Floats) -> dict[str, float]:
         """Platt-calibrated emotion probabilities of standardised scores, [columns]."""
         slope, intercept = self._tensors.platt.T
         logits = np.clip(slope * standardised[self._columns.emotion] + intercept, -40, 40)
         return dict(zip(self._emotions, map(float, 1 / (1 + np.exp(-logits))), strict=True))
-
-    def _standardise(self, scores: Floats, role: int) -> Floats:
-        return (scores - self._tensors.turn_means[role]) / self._tensors.turn_scales[role]
 
     def _excesses(self, user: Floats, assistant: Floats, stance: int) -> list[Excess]:
         """Excess of each family, of affect, and of the twin's affect, in this order."""
@@ -135,7 +140,12 @@ def target_values(user: Floats, assistant: Floats, columns: Columns) -> tuple[Fl
 
 
 def conformal_p(residuals: Floats, over_index: float, two_sided: bool) -> float:
-    """Rank of an over-index among the ascending over-indices of reference turns, as a p-value in (0, 1]."""
+    """Rank of an over-index among the ascending over-indices of reference turns, as a p-value in (0, 1].
+
+    NaN has no rank: its p-value is NaN, which is below no rate.
+    """
+    if np.isnan(over_index):
+        return float("nan")
     count = len(residuals)
     above = (1 + count - int(np.searchsorted(residuals, over_index, side="left"))) / (count + 1)
     if not two_sided:

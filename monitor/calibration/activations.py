@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from monitor.capture.transformers import LayerRows
+from monitor.capture.transformers import LayerRows, decoder_blocks
 from monitor.errors import CorpusError
 from monitor.probes.markers import Marker, Role
 from monitor.turns.roles import RoleLabeller
@@ -27,6 +28,7 @@ Message = dict[str, str]
 Progress = Callable[[int, int], None]
 
 _BATCH_TOKENS = 4096
+_SHARD = 128
 ROLES = (Role.USER, Role.ASSISTANT)
 
 
@@ -82,45 +84,68 @@ def collect(
     markers: Sequence[Marker],
     conversations: Sequence[Sequence[Message]],
     layers: Sequence[int],
+    *,
+    cache: tuple[Path, str] | None = None,
     progress: Progress | None = None,
 ) -> Activations:
-    """Runs the model over conversations, longest first, in batches of about equal cost.
+    """Runs a model over conversations.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        markers: Markers of its chat template.
+        conversations: Messages of each conversation.
+        layers: Layers to keep.
+        cache: Folder that keeps what was computed, and the fingerprint of the model's weights. Work is kept in shards, so
+            that a run that was cut off goes on where it stopped and a change of corpus costs what changed.
+        progress: Told of conversations done and in all.
 
     Raises:
         CorpusError: A conversation has no tokens or is longer than the model's context.
     """
+    shards = []
+    for begin in range(0, len(conversations), _SHARD):
+        shard = conversations[begin : begin + _SHARD]
+        file = _shard_file(cache, layers, shard) if cache else None
+        found = load_file(file) if file and file.is_file() else None
+        if found is None:
+            found = _run_shard(model, tokenizer, markers, shard, layers)
+            if file:
+                _store(file, found)
+        shards.append(found)
+        if progress is not None:
+            progress(min(begin + _SHARD, len(conversations)), len(conversations))
+    whole = {name: np.concatenate([shard[name] for shard in shards]) for name in ("means", "tokens", "token_ids")}
+    return Activations(tuple(layers), **whole)
+
+
+def _shard_file(cache: tuple[Path, str], layers: Sequence[int], conversations: Sequence[Sequence[Message]]) -> Path:
+    folder, fingerprint = cache
+    identity = json.dumps([fingerprint, list(layers), [list(messages) for messages in conversations]], sort_keys=True)
+    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _store(file: Path, found: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file(found, partial)
+    partial.replace(file)
+
+
+def _run_shard(
+    model: Any, tokenizer: Any, markers: Sequence[Marker], conversations: Sequence[Sequence[Message]], layers: Sequence[int]
+) -> dict[str, Any]:
+    """Activations of some conversations, longest first, in batches of about equal cost."""
     labeller = RoleLabeller(markers)
     ids = [render(tokenizer, messages) for messages in conversations]
     parts = [segments(labeller, tokens) for tokens in ids]
     _check_lengths(ids, int(model.config.max_position_embeddings))
     means = np.zeros((len(ids), 2, len(layers), int(model.config.hidden_size)), np.float32)
-    done = 0
     for batch in _batches([len(tokens) for tokens in ids]):
         means[batch] = _pooled(model, [ids[index] for index in batch], [parts[index] for index in batch], layers)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(ids))
-    tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64).reshape(-1, 2)
+    tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64)
     flat = [np.array(row, np.int32)[part == role] for row, part in zip(ids, parts, strict=True) for role in (0, 1)]
-    return Activations(tuple(layers), means, tokens, np.concatenate(flat) if flat else np.empty(0, np.int32))
-
-
-def collect_cached(
-    folder: Path, fingerprint: str, model: Any, tokenizer: Any, markers: Sequence[Marker],
-    conversations: Sequence[Sequence[Message]], layers: Sequence[int], progress: Progress | None = None,
-) -> Activations:  # fmt: skip
-    """As ``collect``, but reads what an earlier run with the same model, conversations and layers left in ``folder``."""
-    identity = json.dumps([fingerprint, list(layers), [list(messages) for messages in conversations]], sort_keys=True)
-    file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"
-    if file.is_file():
-        stored = load_file(file)
-        return Activations(tuple(layers), stored["means"], stored["tokens"], stored["token_ids"])
-    found = collect(model, tokenizer, markers, conversations, layers, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file({"means": found.means, "tokens": found.tokens, "token_ids": found.token_ids}, partial)
-    partial.replace(file)
-    return found
+    return {"means": means, "tokens": tokens, "token_ids": np.concatenate(flat)}
 
 
 def _check_lengths(ids: Sequence[Sequence[int]], context: int) -> None:
@@ -157,8 +182,10 @@ def _pooled(
             weights[row, role, : len(sequence)] = chosen / max(1, int(chosen.sum()))
     mask = (torch.arange(width) < torch.tensor([len(sequence) for sequence in ids])[:, None]).long()
     kept = LayerRows(model, layers)
+    stop = _stop_at(model, max(layers))
     try:
-        model.base_model(input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        with suppress(_LastLayerReachedError):
+            model.base_model(input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
         # Element by element rather than as a matrix product, whose order of summation depends on the machine.
         pooled = [
             torch.stack([(kept.rows[layer].float().cpu() * weights[:, role, :, None]).sum(1) for layer in layers], 1)
@@ -166,4 +193,21 @@ def _pooled(
         ]
     finally:
         kept.close()
+        stop.remove()
     return torch.stack(pooled, 1).numpy()
+
+
+class _LastLayerReachedError(Exception):
+    """No later layer is wanted of this forward pass."""
+
+
+def _stop_at(model: Any, layer: int) -> Any:
+    """Ends every forward pass before block ``layer``, once the hooks before this one have seen what enters it."""
+    blocks = decoder_blocks(model)
+    if layer == len(blocks):
+        return blocks[-1].register_forward_hook(lambda *_: None)
+
+    def stop(*_: Any) -> None:
+        raise _LastLayerReachedError
+
+    return blocks[layer].register_forward_pre_hook(stop)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from monitor import __version__
 from monitor.assess.overindex import STANCES, target_values
-from monitor.calibration.activations import Activations, Message, Progress, collect_cached
+from monitor.calibration.activations import Activations, Message, Progress, collect
 from monitor.calibration.corpus import (
     NEUTRAL,
     Approved,
@@ -30,7 +30,8 @@ from monitor.calibration.corpus import (
     sha256_of,
 )
 from monitor.calibration.reference import QUANTILE, fit_warranted
-from monitor.capture.transformers import decoder_blocks, weights_fingerprint
+from monitor.capture.identity import template_hash, tokenizer_hash, weights_fingerprint
+from monitor.capture.transformers import decoder_blocks
 from monitor.errors import SetupError
 from monitor.probes.bank import Bank, Columns, EmotionCard, Stance, Tensors, seal
 from monitor.probes.fit import class_directions, graded_direction
@@ -163,8 +164,9 @@ def calibrate(
     depth = len(decoder_blocks(model))
     layers = tuple(sorted({round(share * depth) for share in DEPTHS}))
     fingerprint = weights_fingerprint(model)
-    found = collect_cached(
-        cache, fingerprint, model, tokenizer, markers, corpus.conversations(), layers, progress
+    conversations = corpus.conversations()
+    found = collect(
+        model, tokenizer, markers, conversations, layers, cache=(cache, fingerprint), progress=progress
     )
     card = {
         "schema_version": 1,
@@ -186,19 +188,6 @@ def calibrate(
         "validated": True,
     }
     return _build(card, found, corpus)
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer's vocabulary, in id order."""
-    digest = hashlib.sha256()
-    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
-        digest.update(f"{number}:{token}\n".encode())
-    return digest.hexdigest()
-
-
-def template_hash(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer's chat template."""
-    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()
 
 
 def _marker_cards(markers: Sequence[Marker]) -> list[dict[str, object]]:

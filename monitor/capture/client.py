@@ -11,16 +11,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import torch
 
 from monitor.wire.codec import DTYPES, encode_frame
 from monitor.wire.v1 import ingest_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _LOG = logging.getLogger("affect_monitor.capture")
 _SERVICE = "/affect.monitor.v1.IngestService/"
@@ -31,6 +33,7 @@ _DEFAULT_MAX_FRAME = 4 << 20
 """What gRPC servers take unless told otherwise: for a sidecar that does not say."""
 _FRAME_OVERHEAD, _SPAN_OVERHEAD, _EVENT_OVERHEAD, _TOKEN_OVERHEAD = 256, 24, 8, 5
 """Upper bounds, in bytes, of what a frame, span, event and token cost beside names, messages and rows."""
+_MAX_UINT32 = 2**32 - 1
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the sidecar's max_frame_bytes governs
     ("grpc.max_receive_message_length", 4 << 20),
@@ -56,8 +59,11 @@ class _Rows(NamedTuple):
         """What keeps these rows from being sent; empty if nothing does."""
         if not len(self.request_ids) == len(self.starts) == len(self.counts):
             return "request_ids, starts and counts must be equally long"
-        if min(self.starts, default=0) < 0 or min(self.counts, default=1) < 1:
+        if min(self.counts, default=1) < 1 or min(self.starts, default=0) < 0:
             return "starts must not be negative, counts must be positive"
+        positions, tokens = max(self.starts, default=0) + sum(self.counts), self.token_ids
+        if positions > _MAX_UINT32 or min(tokens, default=0) < 0 or max(tokens, default=0) > _MAX_UINT32:
+            return "positions and token ids must be unsigned 32-bit integers"
         if self.rows.dim() != 3 or not sum(self.counts) == len(self.token_ids) == len(self.rows):  # noqa: PLR2004
             return "rows must be [sum(counts), layers, hidden], with one token id for each row"
         if self.rows.dtype not in DTYPES.values() or self.rows.device.type != "cpu":
@@ -77,18 +83,17 @@ class _Rows(NamedTuple):
         tokens = [token for token, take in zip(self.token_ids, keep.tolist(), strict=True) if take]
         return _Rows(ids, starts, counts, tokens, self.rows[keep])
 
-    def fitting(self, room: int) -> int:
-        """How many leading rows fit into so many bytes; at least one, which may be too big."""
+    def fitting(self, room: int) -> tuple[int, int]:
+        """How many leading rows fit into so many bytes, and at most how many bytes they take."""
         per_row = self.rows[0].nbytes + _TOKEN_OVERHEAD
-        fitting = 0
+        fitting, left = 0, room
         for request_id, count in zip(self.request_ids, self.counts, strict=True):
-            room -= len(request_id.encode()) + _SPAN_OVERHEAD
-            here = min(count, room // per_row)
-            fitting += max(0, here)
+            here = max(0, min(count, (left - len(request_id.encode()) - _SPAN_OVERHEAD) // per_row))
+            fitting += here
+            left -= len(request_id.encode()) + _SPAN_OVERHEAD + here * per_row
             if here < count:
                 break
-            room -= count * per_row
-        return max(1, fitting)
+        return fitting, room - left
 
     def cut(self, at: int) -> tuple[_Rows, _Rows]:
         """The first rows and the others."""
@@ -110,11 +115,6 @@ class _Rows(NamedTuple):
             starts[0] += inside
             counts[0] -= inside
         return head, _Rows(self.request_ids[rest:], starts, counts, self.token_ids[at:], self.rows[at:])
-
-    def gaps(self) -> list[ingest_pb2.Event]:
-        """These rows as dropped ones."""
-        spans = zip(self.request_ids, self.starts, self.counts, strict=True)
-        return [_gap(request_id, start, start + count) for request_id, start, count in spans]
 
 
 class _Content(NamedTuple):
@@ -213,6 +213,7 @@ class SidecarClient:
         self._call: Any = None
         self._stopping = False
         self._state = ""
+        self._complaints: set[str] = set()
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._run, name="affect-capture", daemon=True)
         self._thread.start()
@@ -230,6 +231,8 @@ class SidecarClient:
     ) -> None:
         """Announces a request before its first rows; ids are not to be used again."""
         with self._shielded(), self._ready:
+            if not request_id:
+                raise ValueError("request_id must not be empty")
             begin = ingest_pb2.Start(
                 prompt_length=prompt_length, labels=labels or {}, session_id=session_id, external_id=external_id
             )
@@ -309,6 +312,7 @@ class SidecarClient:
         self._thread.join(_CANCEL_TIMEOUT)
         with self._ready:
             self._queue.clear()
+            self._known.clear()
             self._waiting_bytes = 0
 
     # -- under the lock -----------------------------------------------------------------------------------------------
@@ -332,7 +336,7 @@ class SidecarClient:
         """Notes the rows of a step as gaps, one a request, so that what waits stays bounded."""
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=False):
             self.counters.dropped_tokens += count
-            if request_id in self._known:
+            if request_id in self._known and count > 0 and 0 <= start <= _MAX_UINT32 - count:
                 begin, end = self._gaps.get(request_id, (start, start))
                 self._gaps[request_id] = (min(begin, start), max(end, start + count))
 
@@ -353,37 +357,210 @@ class SidecarClient:
         return _Content(link.sequence, events, hello=self._hello)
 
     def _fill(self, link: _Link) -> _Content:
-        """Takes what goes into the next frame: starts, the rows of one step, gaps and ends, as they stand in line."""
+        """Takes what goes into the next frame, in the order the sidecar applies it: starts, rows, gaps and ends."""
         link.sequence += 1
         events: list[ingest_pb2.Event] = []
         rows: _Rows | None = None
+        late = False
         room = link.max_frame - _FRAME_OVERHEAD
-        stage = ""
         while self._queue:
             item = self._queue[0]
+            empty = rows is None and not events
             if isinstance(item, _Rows):
-                if rows is not None or stage == "late":
+                fitting, size = item.fitting(room)
+                if rows is not None or late or (fitting == 0 and not empty):
                     break
-                fitting = item.fitting(room)
-                # Starts that leave no room for rows go ahead of them.
-                if events and fitting == 1 and len(item.rows) > 1:
-                    break
-                self._queue.popleft()
-                self._waiting_bytes -= item.rows.nbytes
-                rows = item
+                rows = self._take_rows(max(1, fitting))
                 if fitting < len(item.rows):
-                    rows, rest = item.cut(fitting)
-                    self._queue.appendleft(rest)
-                    self._waiting_bytes += rest.rows.nbytes
                     break
-                room -= rows.rows.nbytes
             else:
-                begins = item.HasField("start")
                 size = item.ByteSize() + _EVENT_OVERHEAD
-                # The sidecar applies starts before rows, gaps and ends after them.
-                if (begins and (rows is not None or stage == "late")) or (size > room and (events or rows)):
+                begins = item.HasField("start")
+                if (begins and (late or rows is not None)) or (size > room and not empty):
                     break
-                stage = "early" if begins else "late"
-                room -= size
-                events.append(self._queue.popleft())
+                late = not begins
+                events.append(item)
+                self._queue.popleft()
+            room -= size
+        self._note(link, events, rows)
         return _Content(link.sequence, events, rows)
+
+    def _take_rows(self, count: int) -> _Rows:
+        """Takes the first rows of those that stand in front; the others stay."""
+        item = self._queue.popleft()
+        assert isinstance(item, _Rows)  # noqa: S101 - for the type checker
+        if count < len(item.rows):
+            item, rest = item.cut(count)
+            self._queue.appendleft(rest)
+        self._waiting_bytes -= item.rows.nbytes
+        return item
+
+    def _note(self, link: _Link, events: list[ingest_pb2.Event], rows: _Rows | None) -> None:
+        """Remembers what a next connection would have to be told of this frame."""
+        for event in events:
+            if event.HasField("start"):
+                self._open[event.request_id] = _Open(event)
+        if rows is not None:
+            for request_id, start, count in zip(rows.request_ids, rows.starts, rows.counts, strict=True):
+                self._open[request_id].told = max(self._open[request_id].told, start + count)
+        for event in events:
+            request = self._open[event.request_id]
+            if event.HasField("gap"):
+                request.told = max(request.told, event.gap.start + event.gap.count)
+            elif event.HasField("end"):
+                request.end = event
+                link.ending.append((link.sequence, request))
+
+    # -- the client's own thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backoff = _FIRST_BACKOFF
+        while not self._stopping:
+            began = time.monotonic()
+            try:
+                with grpc.insecure_channel(self._address, options=_OPTIONS) as channel:
+                    self._stream(channel)
+                self._tell(logging.WARNING, "the sidecar ended the stream")
+            except grpc.RpcError as error:
+                code = error.code()
+                refused = code in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT}
+                self._tell(logging.ERROR if refused else logging.WARNING, f"{code.name}: {error.details()}", code.name)
+            except Exception as error:  # noqa: BLE001 - whatever it is, serving goes on
+                if not self._stopping:
+                    self._complain(error)
+            if self._connected.is_set():
+                self._connected.clear()
+                self.counters.reconnects += not self._stopping
+            if time.monotonic() - began > _LAST_BACKOFF:
+                backoff = _FIRST_BACKOFF
+            with self._ready:
+                self._ready.wait_for(lambda: self._stopping, backoff)
+            backoff = min(2 * backoff, _LAST_BACKOFF)
+
+    def _stream(self, channel: grpc.Channel) -> None:
+        """Lives through one connection."""
+        describe = channel.unary_unary(
+            _SERVICE + "Describe",
+            request_serializer=ingest_pb2.DescribeRequest.SerializeToString,
+            response_deserializer=ingest_pb2.DescribeResponse.FromString,
+        )
+        asked = self._hold(describe.future(ingest_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT))
+        wanted = asked.result()
+        link = _Link(wanted.initial_credit_bytes, wanted.max_frame_bytes or _DEFAULT_MAX_FRAME)
+        stream = channel.stream_stream(
+            _SERVICE + "StreamActivations",
+            request_serializer=None,
+            response_deserializer=ingest_pb2.StreamActivationsResponse.FromString,
+        )
+        with self._ready:
+            self._link = link
+        try:
+            call = self._hold(stream(self._frames(link)))
+            for response in call:
+                self._receive(link, response)
+        finally:
+            with self._ready:
+                link.closed = True
+                self._link = self._call = None
+                self._ready.notify_all()
+
+    def _hold(self, call: Any) -> Any:
+        """Keeps a call where ``close`` can cancel it."""
+        with self._ready:
+            self._call = call
+            if self._stopping:
+                call.cancel()
+        return call
+
+    def _receive(self, link: _Link, response: ingest_pb2.StreamActivationsResponse) -> None:
+        if not link.accepted:
+            self._tell(logging.INFO, "connected")
+        for fault in response.faults:
+            self.counters.faults += 1
+            level = logging.DEBUG if fault.reason in link.faults else logging.WARNING
+            link.faults.add(fault.reason)
+            _LOG.log(
+                level,
+                "sidecar set aside %s of %s: %s (more of this kind are counted, not logged)",
+                fault.field, fault.request_id or "a frame", fault.message,
+            )  # fmt: skip
+        with self._ready:
+            link.accepted = True
+            link.credit += response.credit_bytes
+            link.through = max(link.through, response.through_sequence)
+            while link.ending and link.ending[0][0] <= link.through:
+                _, request = link.ending.popleft()
+                if self._open.get(request.start.request_id) is request:
+                    del self._open[request.start.request_id]
+            self._ready.notify_all()
+        self._connected.set()
+        if self._on_assessment is not None:
+            for assessment in response.assessments:
+                with self._shielded():
+                    self._on_assessment(assessment)
+
+    def _frames(self, link: _Link) -> Iterator[bytes]:
+        """Frames of one connection, each as soon as there is something to send and credit for it.
+
+        Nothing leaves the queue before the sidecar has answered the first frame: a refused stream loses nothing.
+        """
+        with self._ready:
+            content = self._opening(link)
+        while True:
+            frame = self._encode(content)
+            with self._ready:
+                # A frame larger than the whole credit goes out alone rather than never.
+                alone = content.sequence - 1
+                self._ready.wait_for(lambda: link.closed or link.credit >= len(frame) or link.through >= alone)  # noqa: B023 - used at once
+                if link.closed:
+                    return
+                link.credit -= len(frame)
+            self.counters.frames += 1
+            self.counters.tokens += 0 if content.rows is None else len(content.rows.rows)
+            yield frame
+            with self._ready:
+                self._ready.wait_for(lambda: link.closed or (link.accepted and (self._queue or self._stopping)))
+                if link.closed or not self._queue:
+                    return
+                content = self._fill(link)
+
+    def _encode(self, content: _Content) -> bytes:
+        message = ingest_pb2.StreamActivationsRequest(
+            sequence=content.sequence, sent_unix_ns=time.time_ns(), hello=content.hello, events=content.events
+        )
+        if content.rows is None:
+            return encode_frame(message, None)
+        ids, starts, counts, token_ids, rows = content.rows
+        spans = ingest_pb2.Spans(request_ids=ids, starts=starts, counts=counts, token_ids=token_ids)
+        message.spans.CopyFrom(spans)
+        return encode_frame(message, rows)
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, level: int, state: str, kind: str = "") -> None:
+        """Logs how it stands with the sidecar, once for as long as it stays so."""
+        if self._stopping or (kind or state) == self._state:
+            return
+        self._state = kind or state
+        _LOG.log(level, "sidecar at %s: %s; serving goes on either way", self._address, state)
+
+    def _complain(self, error: Exception) -> None:
+        """Counts an error of this client or its caller; logs the first of each kind."""
+        self.counters.errors += 1
+        kind = type(error).__name__
+        if kind not in self._complaints:
+            self._complaints.add(kind)
+            _LOG.error("capture client failed; serving goes on, more %s are counted only", kind, exc_info=error)
+
+    @contextmanager
+    def _shielded(self) -> Iterator[None]:
+        """Keeps every error away from the caller."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the engine must not see it
+            self._complain(error)
+
+
+def _gap(request_id: str, start: int, end: int, reason: Any = ingest_pb2.GAP_REASON_DROPPED) -> ingest_pb2.Event:
+    gap = ingest_pb2.Gap(start=start, count=end - start, reason=reason)
+    return ingest_pb2.Event(request_id=request_id, gap=gap)

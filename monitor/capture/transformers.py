@@ -5,26 +5,36 @@
         model.generate(**inputs)
 
 One frame a forward pass, prefill and decode alike. The hooks never raise into the model: after repeated errors capture
-stops and says so. Beam search reorders the rows of a batch behind the hooks' back and is not supported.
+stops and says so. One batch at a time. Beam search reorders the rows of a batch behind the hooks' back, and assisted
+generation takes tokens back; neither is supported.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from monitor.capture.client import SidecarClient
 from monitor.wire.v1 import ingest_pb2
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from monitor.capture.client import SidecarClient
+
+Ints = NDArray[np.int64]
+_Span = tuple[str, int, int]
 _LOG = logging.getLogger("affect_monitor.capture")
 _MAX_ERRORS = 5
+"""Forward passes in a row that may fail before capture stops."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +63,17 @@ class _Row:
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a model: its longest list of modules of one class.
+    """The decoder blocks of a model: its longest list of modules that stands in no other (as experts do).
 
     Raises:
         ValueError: The model has no such list.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
-    if not lists:
+    nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
+    outermost = [blocks for blocks in lists if id(blocks) not in nested]
+    if not outermost:
         raise ValueError(f"{type(model).__name__} has no list of decoder blocks to hook")
-    return max(lists, key=len)
+    return max(outermost, key=len)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -99,14 +111,19 @@ class LayerRows:
         if layer < len(blocks):
 
             def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self.rows[layer] = args[0] if args else kwargs["hidden_states"]
+                self._keep(layer, args[0] if args else kwargs.get("hidden_states"))
 
             return blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self.rows[layer] = output[0] if isinstance(output, tuple) else output
+            self._keep(layer, output[0] if isinstance(output, tuple) else output)
 
         return blocks[-1].register_forward_hook(after)
+
+    def _keep(self, layer: int, hidden: object) -> None:
+        # A block that is called in an unknown way leaves its layer out: what is missing fails where it is looked for.
+        if isinstance(hidden, torch.Tensor):
+            self.rows[layer] = hidden
 
     def close(self) -> None:
         """Takes the hooks out."""
@@ -135,12 +152,14 @@ class TransformersTap:
         self._client = client
         self._kept = LayerRows(model, layers)
         self._end_tokens = frozenset(_end_tokens(model) if end_tokens is None else end_tokens)
+        self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._rows: list[_Row] = []
         self._inputs: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self._errors = 0
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after),
+            # Also when the pass fails: its rows must not stay in memory.
+            model.register_forward_hook(self._after, always_call=True),
         ]
 
     @contextmanager
@@ -155,7 +174,7 @@ class TransformersTap:
             rows, self._rows = self._rows, []
             for row in rows:
                 if row.prompt_length:
-                    self._client.end(row.request.request_id, row.position, reason)
+                    self._tell(self._client.end, row.request.request_id, row.position, reason)
 
     def close(self) -> None:
         """Takes the hooks out of the model."""
@@ -164,67 +183,92 @@ class TransformersTap:
             handle.remove()
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        self._inputs = (ids, mask) if self._rows and isinstance(ids, torch.Tensor) else None
+        given = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        ids = given.get("input_ids")
+        self._inputs = (ids, given.get("attention_mask")) if self._rows and isinstance(ids, torch.Tensor) else None
 
-    def _after(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    def _after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         inputs, self._inputs = self._inputs, None
-        if inputs is None or self._errors >= _MAX_ERRORS:
-            return
         try:
-            self._emit(*inputs)
-        except Exception:
-            self._errors += 1
+            if inputs is not None and output is not None:
+                # A pass that is not sent is counted all the same: coverage has to show it.
+                self._emit(*inputs)
+        except Exception:  # noqa: BLE001 - the model must not see it
+            self._failed()
+        finally:
+            self._kept.rows.clear()
+
+    def _tell(self, announce: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        try:
+            announce(*args, **kwargs)
+        except Exception:  # noqa: BLE001 - the model must not see it
+            self._failed()
+
+    def _failed(self) -> None:
+        """Called from an except clause; says so until capture has stopped."""
+        self._errors += 1
+        if self._errors <= _MAX_ERRORS:
             _LOG.exception(
                 "capture failed on a forward pass; generation goes on, capture %s",
                 "goes on" if self._errors < _MAX_ERRORS else "stops",
             )
-        finally:
-            self._kept.rows.clear()
 
     def _emit(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-        """Sends the rows of one forward pass, padding left out."""
-        batch, width = input_ids.shape
-        if batch != len(self._rows):
-            raise ValueError(f"a batch of {batch} rows where {len(self._rows)} requests were named")
-        ids = input_ids.cpu()
-        real = torch.ones_like(ids, dtype=torch.bool)
-        if attention_mask is not None and attention_mask.dim() == 2:  # noqa: PLR2004 - [batch, tokens so far]
-            real = attention_mask[:, -width:].cpu().bool()
-        counts = self._advance(ids, real)
-        kept = torch.stack([self._kept.rows[layer] for layer in self._kept.layers], dim=2).detach()
-        if real.all():
-            rows, tokens = kept.reshape(-1, *kept.shape[2:]).cpu(), ids.reshape(-1)
-        else:
-            rows, tokens = kept[real.to(kept.device)].cpu(), ids[real]
-        spans = [(row, count) for row, count in zip(self._rows, counts, strict=True) if count]
-        if spans:
-            self._client.rows(
-                [row.request.request_id for row, _ in spans],
-                [row.position - count for row, count in spans],
-                [count for _, count in spans],
-                tokens.tolist(),
-                rows,
+        """Sends the new rows of one forward pass: no padding, nothing twice."""
+        ids = input_ids.cpu().numpy()
+        reached = np.array([row.position for row in self._rows])
+        if len(ids) != len(reached):
+            raise ValueError(f"a batch of {len(ids)} rows where {len(reached)} requests were named")
+        positions = _positions(ids.shape[1], attention_mask, reached)
+        fresh = positions >= reached[:, None]
+        fresh[[row.finished for row in self._rows]] = False
+        began, spans = self._advance(ids, positions, fresh)
+        if self._errors >= _MAX_ERRORS or not spans:
+            return
+        for row in began:
+            request = row.request
+            self._client.start(
+                request.request_id, row.prompt_length, labels=request.labels, session_id=request.session_id
             )
+        kept = torch.stack([self._kept.rows[layer] for layer in self._kept.layers], dim=2).detach()
+        if fresh.all():
+            rows, tokens = kept.reshape(-1, *kept.shape[2:]), ids.reshape(-1)
+        else:
+            rows, tokens = kept[torch.from_numpy(fresh).to(kept.device)], ids[fresh]
+        request_ids, starts, counts = zip(*spans, strict=True)
+        self._client.rows(request_ids, starts, counts, tokens.tolist(), rows.cpu())
+        self._errors = 0
 
-    def _advance(self, ids: torch.Tensor, real: torch.Tensor) -> list[int]:
-        """Moves every request on by its tokens of this pass; clears finished ones from ``real``; returns the counts."""
-        counts = []
-        for number, row in enumerate(self._rows):
-            if row.finished:
-                real[number] = False
-            count = int(real[number].sum())
-            if not row.prompt_length and count:
-                row.prompt_length = count
-                request = row.request
-                self._client.start(request.request_id, count, labels=request.labels, session_id=request.session_id)
-            elif count and self._end_tokens.intersection(ids[number][real[number]].tolist()):
+    def _advance(self, ids: Ints, positions: Ints, fresh: NDArray[np.bool_]) -> tuple[list[_Row], list[_Span]]:
+        """Moves every request on by its fresh tokens; returns those that began, and the span of each."""
+        began: list[_Row] = []
+        spans: list[_Span] = []
+        for row, row_ids, row_positions, row_fresh in zip(self._rows, ids, positions, fresh, strict=True):
+            columns = np.flatnonzero(row_fresh)
+            if not len(columns):
+                continue
+            first, last = columns[0], columns[-1]
+            row.position = int(row_positions[last]) + 1
+            if not row.prompt_length:
+                row.prompt_length = row.position
+                began.append(row)
+            elif int(row_ids[last]) in self._end_tokens:
                 # generate() feeds padding to a finished row until the whole batch is done.
                 row.finished = True
-            row.position += count
-            counts.append(count)
-        return counts
+            spans.append((row.request.request_id, int(row_positions[first]), len(columns)))
+        return began, spans
+
+
+def _positions(width: int, attention_mask: torch.Tensor | None, reached: Ints) -> Ints:
+    """Absolute position of each token of a pass, [batch, width]; -1 for padding."""
+    if attention_mask is None:
+        return reached[:, None] + np.arange(width)
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:  # noqa: PLR2004 - [batch, tokens so far]
+        if len(reached) == 1:
+            return reached[:, None] + np.arange(width)
+        raise ValueError("attention_mask must be [batch, tokens so far]: nothing else tells padding from tokens")
+    real = attention_mask.cpu().numpy() != 0
+    return np.where(real, real.cumsum(1) - 1, -1)[:, -width:]
 
 
 def _end_tokens(model: nn.Module) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from monitor.assess.overindex import AFFECT, Excess, TurnAssessment
@@ -54,9 +54,10 @@ class Alert:
     def annotations(self) -> dict[str, str]:
         """What the alert says."""
         worst = self.worst
-        figures = (
-            f"worst turn {worst.over_index:.1f} scales beyond what was warranted (p = {worst.p_value:.4f})" if worst else ""
-        )
+        figures = ""
+        if worst:
+            side = "beyond" if worst.over_index >= 0 else "below"
+            figures = f"worst turn {abs(worst.over_index):.1f} scales {side} what was warranted (p = {worst.p_value:.4f})"
         return {
             "summary": f"{self.target} beyond what is warranted under policy {self.policy.name}",
             "description": f"{self.over_turns} turn(s) over: {figures}; {self.visibility}.",
@@ -98,14 +99,22 @@ class AlertEngine:
         return over
 
     def keep_only(self, policies: list[Policy]) -> None:
-        """Moves alerts to reloaded policies and resolves those whose policy or rule is gone."""
+        """Moves alerts to reloaded policies and resolves those whose policy or rule is gone.
+
+        Receivers know an alert by its labels: a firing one whose labels change is resolved under the old ones and told
+        again under the new.
+        """
         by_name = {policy.name: policy for policy in policies}
         for (name, target), alert in list(self._active.items()):
             policy = by_name.get(name)
             if policy is None or target not in {AFFECT, *policy.families}:
                 self._resolve(alert)
-            else:
-                alert.policy = policy
+                continue
+            before = replace(alert)
+            alert.policy = policy
+            if alert.state is AlertState.FIRING and alert.labels != before.labels:
+                self._notify(replace(before, state=AlertState.RESOLVED, ended=self._clock()))
+                self._notify(alert)
 
     def _over(self, policy: Policy, target: str, turn_id: str, excess: Excess, visibility: str) -> None:
         key = (policy.name, target)
@@ -115,7 +124,7 @@ class AlertEngine:
         alert.over_turns += 1
         alert.quiet_turns = 0
         alert.turn_ids.append(turn_id)
-        if alert.worst is None or excess.p_value <= alert.worst.p_value:
+        if alert.worst is None or _severity(excess) > _severity(alert.worst):
             alert.worst, alert.visibility = excess, visibility
         if alert.state is AlertState.PENDING and alert.over_turns >= policy.turn.pending_turns:
             alert.state = AlertState.FIRING
@@ -138,3 +147,8 @@ class AlertEngine:
             alert.state = AlertState.RESOLVED
             alert.ended = self._clock()
             self._notify(alert)
+
+
+def _severity(excess: Excess) -> tuple[float, float]:
+    """How far out an excess is: many turns share the smallest p-value that a reference can show."""
+    return -excess.p_value, abs(excess.over_index)

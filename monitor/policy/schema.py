@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from monitor.errors import PolicyError
 from monitor.probes.bank import Bank, Stance
 
-SHIPPED = Path(__file__).parents[2] / "alerts" / "policies"
+SHIPPED = Path(__file__).parent / "shipped"
+"""Policies in the package: alerts/policies of the checkout."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -55,14 +56,18 @@ class PolicyFile(_Part):
     version: Literal[1]
     policies: tuple[Policy, ...] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _complete(self) -> PolicyFile:
-        names = [policy.name for policy in self.policies]
+    @field_validator("policies")
+    @classmethod
+    def _complete(cls, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+        names = [policy.name for policy in policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policy names must differ: {names}")
-        if self.policies[-1].match:
+        if policies[-1].match:
             raise ValueError(f"the last policy ({names[-1]}) must have no match, so that every turn falls under one")
-        return self
+        for policy in policies[:-1]:
+            if not policy.match:
+                raise ValueError(f"{policy.name} matches every turn, so that no later policy is reached; move it last")
+        return policies
 
     def route(self, labels: dict[str, str]) -> Policy:
         """The policy a turn with these labels falls under."""
@@ -76,12 +81,8 @@ def load_policy(path: Path, bank: Bank) -> PolicyFile:
         PolicyError: Unreadable, not valid, a family the bank does not have, or a rate finer than its reference shows.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = _read(path)
         policies = PolicyFile.model_validate(document)
-    except OSError as error:
-        raise PolicyError("--policy", f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise PolicyError(str(path), f"is not YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "(file)"
@@ -89,6 +90,16 @@ def load_policy(path: Path, bank: Bank) -> PolicyFile:
     for policy in policies.policies:
         _check_against(policy, bank, path)
     return policies
+
+
+def _read(path: Path) -> object:
+    try:
+        document: object = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise PolicyError("--policy", f"{path}: {error.strerror}; name a policy file that can be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates and numbers that are none
+        raise PolicyError(str(path), f"is not YAML: {error}") from None
+    return document
 
 
 def _check_against(policy: Policy, bank: Bank, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -93,14 +93,30 @@ class BankCard(_Part):
     validated: bool
     tensors_sha256: str
 
-    @model_validator(mode="after")
-    def _consistent(self) -> BankCard:
-        if list(self.layers) != sorted(set(self.layers)) or not 0 <= self.layers[0] <= self.layers[-1] <= self.model.depth:
-            raise ValueError(f"layers {list(self.layers)} must ascend within 0..{self.model.depth}")
-        unknown = {emotion.family for emotion in self.emotions} - set(self.families)
+    @field_validator("layers")
+    @classmethod
+    def _within_depth(cls, layers: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        model = info.data.get("model")
+        if model and (list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] <= model.depth):
+            raise ValueError(f"layers {list(layers)} must ascend within 0..{model.depth}")
+        return layers
+
+    @field_validator("emotions")
+    @classmethod
+    def _distinct(cls, emotions: tuple[EmotionCard, ...]) -> tuple[EmotionCard, ...]:
+        if len({emotion.name for emotion in emotions}) < len(emotions):
+            raise ValueError("names of emotions must differ")
+        return emotions
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, families: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        unknown = {emotion.family for emotion in info.data.get("emotions", ())} - set(families)
         if unknown:
             raise ValueError(f"emotions name families that are not listed: {sorted(unknown)}")
-        return self
+        if len(set(families)) < len(families):
+            raise ValueError("names of families must differ")
+        return families
 
 
 @dataclass(frozen=True)
@@ -227,13 +243,13 @@ class Bank:
     def save(self, folder: Path) -> None:
         """Writes the two files; an existing bank in ``folder`` is replaced."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bank.safetensors").write_bytes(save_tensors(vars(self.tensors)))
+        (folder / "bank.safetensors").write_bytes(_serialised(self.tensors))
         (folder / "bank.json").write_text(self.card.model_dump_json(indent=1) + "\n")
 
     def _check(self) -> None:
         card, tensors, columns = self.card, self.tensors, self.columns
         layers, hidden, stances = len(card.layers), card.model.hidden_size, len(Stance)
-        known, turns = len(tensors.twin_tokens), len(tensors.reference_stance)
+        known, turns = tensors.twin_tokens.size, tensors.reference_stance.size
         targets = columns.families + 2
         expected = {
             "directions": (layers, columns.probes, hidden),
@@ -246,27 +262,46 @@ class Bank:
             "platt": (columns.emotions, 2),
             "reference_user": (turns, columns.total),
             "reference_assistant": (turns, columns.total),
+            "reference_stance": (turns,),
             "warranted": (stances, targets, 2),
             "warranted_scale": (stances, targets),
-            "residuals": (stances, targets, tensors.residuals.shape[-1]),
+            "residuals": (stances, targets, *tensors.residuals.shape[2:3]),
         }
         for name, shape in expected.items():
             array = getattr(tensors, name)
             if array.shape != shape:
                 raise BankError(f"bank.safetensors:{name}", f"has shape {array.shape}, the card asks for {shape}")
+            kind = np.int32 if name in {"twin_tokens", "reference_stance"} else np.float32
+            if array.dtype != kind:
+                raise BankError(f"bank.safetensors:{name}", f"holds {array.dtype} where {kind.__name__} belongs")
             if name != "residuals" and not np.isfinite(array).all():
                 raise BankError(f"bank.safetensors:{name}", "holds values that are not finite; calibrate again")
         for name in ("scales", "turn_scales", "warranted_scale"):
             if (getattr(tensors, name) <= 0).any():
                 raise BankError(f"bank.safetensors:{name}", "must be positive; calibrate again")
+        if (tensors.twin_tokens < 0).any() or (np.diff(tensors.twin_tokens) <= 0).any():
+            raise BankError("bank.safetensors:twin_tokens", "must be token ids in ascending order; calibrate again")
+        ordered = np.array_equal(np.sort(tensors.residuals), tensors.residuals, equal_nan=True)
+        if not ordered or np.isinf(tensors.residuals).any():
+            raise BankError("bank.safetensors:residuals", "must ascend, finite, with NaN after them; calibrate again")
 
 
 def seal(card: dict[str, object], tensors: Tensors) -> Bank:
     """Completes a card with the hash of its tensors and the bank's id, and makes the bank."""
-    digest = hashlib.sha256(save_tensors(vars(tensors))).hexdigest()
-    identity = json.dumps([card["model"], card["layers"], digest], sort_keys=True, default=str)
-    bank_id = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return Bank(BankCard.model_validate({**card, "tensors_sha256": digest, "bank_id": bank_id}), tensors)
+    digest = hashlib.sha256(_serialised(tensors)).hexdigest()
+    complete = BankCard.model_validate({**card, "tensors_sha256": digest, "bank_id": ""})
+    return Bank(complete.model_copy(update={"bank_id": _identity(complete)}), tensors)
+
+
+def _serialised(tensors: Tensors) -> bytes:
+    # safetensors writes memory as it lies: a transposed array would come back scrambled.
+    return save_tensors({name: np.ascontiguousarray(array) for name, array in vars(tensors).items()})
+
+
+def _identity(card: BankCard) -> str:
+    """The bank's id: a hash of all that the card says besides, the hash of its tensors included."""
+    said = card.model_dump(mode="json", exclude={"bank_id"})
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def bank_folder(name: str) -> Path:
@@ -301,10 +336,12 @@ def load_bank(name: str) -> Bank:
         raise BankError(f"bank.json:{field}", f"{first['msg']}; restore the bank or calibrate again") from None
     except OSError as error:
         raise BankError(str(error.filename), f"{error.strerror}; restore the bank or calibrate again") from None
+    if card.bank_id != _identity(card):
+        raise BankError("bank.json:bank_id", "is not the hash of the rest of the card: altered; restore it")
     if hashlib.sha256(raw).hexdigest() != card.tensors_sha256:
         raise BankError("bank.safetensors", "does not have the SHA-256 bank.json states: truncated or altered; restore it")
     try:
         tensors = Tensors(**load_tensors(raw))
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, KeyError) as error:
         raise BankError("bank.safetensors", f"{error}; restore the bank or calibrate again") from None
     return Bank(card, tensors)

@@ -53,7 +53,7 @@ class Scorer:
                 reason="shape",
             )
         scores = np.empty((len(rows), self.columns.total), np.float32)
-        flat = rows.reshape(len(rows), -1).float()
+        flat = rows.reshape(len(rows), len(self._weights)).float()
         scores[:, : self.columns.probes] = torch.addmm(self._bias, flat, self._weights).numpy()
         known = self._twin_index[np.minimum(token_ids, len(self._twin_index) - 1)]
         scores[:, self.columns.probes :] = self._twin_weights[known]

@@ -30,11 +30,17 @@ class Labels(NamedTuple):
 
 
 class RoleLabeller:
-    """Labels the tokens of a frame, many requests at once, in arrays."""
+    """Labels the tokens of a frame, many requests at once, in arrays.
+
+    A token belongs to the template as soon as it continues a marker from the marker's first token on, whether or not
+    the rest follows: that depends on earlier tokens alone, so a conversation gets the same labels however it is cut.
+    """
 
     def __init__(self, markers: Sequence[Marker]) -> None:
-        self._markers = [(np.array(marker.tokens), int(marker.role)) for marker in markers]
-        self._last = np.unique([marker.tokens[-1] for marker in markers]) if markers else np.empty(0, np.int64)
+        # Where two markers end at one token the longer one says more, and at equal length a header more than a footer.
+        ordered = sorted(markers, key=lambda marker: (len(marker.tokens), marker.role))
+        self._markers = [(marker.tokens, int(marker.role)) for marker in ordered]
+        self._first = np.unique(np.array([marker.tokens[0] for marker in markers], np.int64))
         self.tail_length = max((len(marker.tokens) for marker in markers), default=1) - 1
         self.initial_state = Role.TEMPLATE if markers else Role.USER
 
@@ -50,11 +56,8 @@ class RoleLabeller:
         spans = np.repeat(np.arange(len(counts)), counts)
         first = np.cumsum(counts) - counts
         padded, place = self._pad(token_ids, spans, first, tails)
-        began = np.full(len(token_ids), -1, np.int64)
-        inside = np.zeros(len(token_ids), bool)
-        candidates = np.flatnonzero(np.isin(token_ids, self._last))
-        if candidates.size:
-            self._match(candidates, padded, place, first[spans], began, inside)
+        began, inside = self._match(padded, np.repeat(np.arange(len(counts)), counts + self.tail_length))
+        began, inside = began[place], inside[place]
         latest = np.maximum.accumulate(np.where(began >= 0, np.arange(len(began)), -1))
         previous = np.concatenate(([-1], latest[:-1]))
         roles = np.where(previous >= first[spans], began[previous], state[spans])
@@ -74,14 +77,19 @@ class RoleLabeller:
         padded[heads[:, None] + np.arange(width)] = tails
         return padded, place
 
-    def _match(
-        self, candidates: Ints, padded: Ints, place: Ints, first: Ints, began: Ints, inside: NDArray[np.bool_]
-    ) -> None:
-        """Notes where a marker ends, and which tokens of the frame belong to markers."""
+    def _match(self, padded: Ints, owner: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Role that begins at each place, -1 where none does, and which places continue a marker."""
+        began = np.full(len(padded), -1, np.int64)
+        inside = np.zeros(len(padded), bool)
+        candidates = np.flatnonzero(np.isin(padded, self._first))
+        if not candidates.size:
+            return began, inside
         for tokens, role in self._markers:
-            length = len(tokens)
-            window = padded[place[candidates][:, None] + np.arange(1 - length, 1)]
-            ends = candidates[(window == tokens).all(axis=1)]
-            began[ends] = role
-            for back in range(length):
-                inside[np.maximum(ends - back, first[ends])] = True
+            heads = candidates[padded[candidates] == tokens[0]]
+            inside[heads] = True
+            for step, token in enumerate(tokens[1:], 1):
+                heads = heads[heads + step < len(padded)]
+                heads = heads[(padded[heads + step] == token) & (owner[heads + step] == owner[heads])]
+                inside[heads + step] = True
+            began[heads + len(tokens) - 1] = role
+        return began, inside

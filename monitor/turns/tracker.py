@@ -18,7 +18,7 @@ from monitor.turns.roles import Ints, RoleLabeller
 Floats = NDArray[np.float32]
 
 WINDOW = 8
-"""Tokens in a row that must agree: single-token spikes make false alarms (arXiv 2604.14865)."""
+"""Tokens in a row that must agree, a power of two: single-token spikes make false alarms (arXiv 2604.14865)."""
 EMA_WEIGHT = 0.1
 """Weight of the newest token in the running mean of the assistant's tokens."""
 
@@ -29,9 +29,9 @@ class TurnStats(NamedTuple):
     Attributes:
         user: Mean score of the last user segment, [columns]; zeros without tokens.
         assistant: Mean score of the last assistant segment, [columns]; zeros without tokens.
-        header: Score of the token that opens the assistant's segment, [columns]; NaN where it was not seen.
+        header: Score of the token that opens the assistant's segment, [columns]; NaN where it was not seen or not finite.
         ema: Running mean over the assistant's tokens, [columns].
-        peak: Highest mean of WINDOW assistant tokens in a row, [columns]; NaN below WINDOW tokens.
+        peak: Highest mean of WINDOW scored assistant tokens in a row, [columns]; NaN below WINDOW tokens.
         user_tokens: Tokens in ``user``.
         assistant_tokens: Tokens in ``assistant``.
         seen_tokens: Distinct positions received.
@@ -82,7 +82,7 @@ class TurnTracker:
         self._prompt = np.zeros(capacity, np.int64)
         self._counts = np.zeros((capacity, 2), np.int64)
         self._tallies = np.zeros((capacity, 4), np.int64)
-        self._sums = np.zeros((capacity, 2, columns), np.float32)
+        self._sums = np.zeros((capacity, 2, columns))
         self._header = np.zeros((capacity, columns), np.float32)
         self._ema = np.zeros((capacity, columns), np.float32)
         self._peak = np.zeros((capacity, columns), np.float32)
@@ -112,7 +112,7 @@ class TurnTracker:
 
     def close(self, slot: int) -> TurnStats:
         """Gives a slot back and returns what it held."""
-        means = self._sums[slot] / np.maximum(self._counts[slot], 1)[:, None]
+        means = (self._sums[slot] / np.maximum(self._counts[slot], 1)[:, None]).astype(np.float32)
         user_tokens, assistant_tokens = (int(count) for count in self._counts[slot])
         seen, scored, replayed, missing = (int(count) for count in self._tallies[slot])
         stats = TurnStats(
@@ -182,7 +182,9 @@ class TurnTracker:
             renewed = start >= 0
             self._renew(slots[renewed], part)
             if role is Role.ASSISTANT and renewed.any():
-                self._header[slots[renewed]] = scores[start[renewed]]
+                opens = start[renewed]
+                measured = finite[opens] & (position[opens] > 0)
+                self._header[slots[renewed]] = np.where(measured[:, None], scores[opens], np.nan)
             rows = np.flatnonzero((roles == role) & finite & (index > start[span]))
             if rows.size:
                 self._add(slots, span[rows], scores[rows], part)
@@ -203,7 +205,7 @@ class TurnTracker:
         counts = np.diff(first, append=len(span))
         if part == 1:
             self._add_running(here, first, counts, scores)
-        self._sums[here, part] += np.add.reduceat(scores, first, axis=0)
+        self._sums[here, part] += np.add.reduceat(scores, first, axis=0, dtype=np.float64)
         self._counts[here, part] += counts
 
     def _add_running(self, slots: Ints, first: Ints, counts: Ints, scores: Floats) -> None:
@@ -223,9 +225,12 @@ class TurnTracker:
         padded[place] = scores
         heads = first + np.arange(len(slots)) * width
         padded[heads[:, None] + np.arange(width)] = self._ring[slots]
-        window = np.cumsum(padded, axis=0, dtype=np.float64)
-        window[WINDOW:] -= window[:-WINDOW].copy()
-        means = (window[place] / WINDOW).astype(np.float32)
+        # Sums of 2, 4, 8 rows from one another: a difference of running sums would carry one turn's rounding to others.
+        window, reach = padded, 1
+        while reach < WINDOW:
+            window = window[reach:] + window[:-reach]
+            reach *= 2
+        means = window[place - width] / np.float32(WINDOW)
         means[held[segment] + ordinal + 1 < WINDOW] = -np.inf
         best = np.maximum.reduceat(means, first, axis=0)
         best[best == -np.inf] = np.nan

@@ -11,7 +11,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from monitor.errors import FrameError
 from monitor.wire.v1 import ingest_pb2
@@ -49,7 +49,7 @@ def encode_frame(message: ingest_pb2.StreamActivationsRequest, rows: torch.Tenso
     Raises:
         FrameError: The rows have a dtype the wire does not carry.
     """
-    head = message.SerializeToString()
+    head: bytes = message.SerializeToString()
     if rows is None:
         return head
     if rows.dtype not in _WIRE_DTYPES:
