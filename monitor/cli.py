@@ -35,7 +35,9 @@ app.add_typer(bank_app, name="bank")
 
 _ERRORS = Console(stderr=True)
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
-_MODEL = Annotated[str, typer.Option("--model", help="Name or folder of a transformers model; demo: the demo assistant.")]
+_MODEL = Annotated[
+    str, typer.Option("--model", help="Name or folder of a transformers model; demo: the demo assistant.")
+]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -77,8 +79,12 @@ def serve(
         bool | None, typer.Option("--allow-unvalidated", help="Score models that are not the bank's, marked.")
     ] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="Time open turns get at the end.")] = None,
-    settings: Annotated[Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")] = None,
-    check_config: Annotated[bool, typer.Option("--check-config", help="Check settings, bank and policy, and exit.")] = False,
+    settings: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")
+    ] = None,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Check settings, bank and policy, and exit.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="More log.")] = False,
 ) -> None:
     """The sidecar: takes hidden states over gRPC, serves /metrics, raises alerts. SIGHUP reloads, SIGTERM drains."""
@@ -167,7 +173,9 @@ def score(
 
 @app.command()
 def status(
-    address: Annotated[str, typer.Option(help="Ingest address of a running sidecar.")] = "unix:///run/affect/ingest.sock",
+    address: Annotated[
+        str, typer.Option(help="Ingest address of a running sidecar.")
+    ] = "unix:///run/affect/ingest.sock",
 ) -> None:
     """What a running sidecar watches and how it is doing, as JSON."""
     import grpc

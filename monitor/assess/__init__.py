@@ -1,0 +1,1 @@
+"""What finished turns mean: over-index, mirroring."""

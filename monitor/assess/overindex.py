@@ -7,7 +7,7 @@ Vovk et al. 2005), so that an alert at rate alpha is wrong on at most alpha of e
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,17 +126,22 @@ class Assessor:
                 float(value[target]),
                 float(warranted[target]),
                 float(over[target]),
-                conformal_p(self._tensors.residuals[stance, target, : self._held[stance, target]], over[target], two_sided),
+                conformal_p(
+                    self._tensors.residuals[stance, target, : self._held[stance, target]], over[target], two_sided
+                ),
             )
             for target in range(len(value))
         ]
 
 
-def target_values(user: Floats, assistant: Floats, columns: Columns) -> tuple[Floats, Floats]:
+Values = TypeVar("Values", bound=NDArray[np.floating[Any]])
+
+
+def target_values(user: Values, assistant: Values, columns: Columns) -> tuple[Values, Values]:
     """What is judged, and what it is conditioned on: families, affect, twin affect, along the last axis."""
     at = [*range(columns.family.start, columns.family.stop), columns.assistant_affect, columns.twin_assistant_affect]
     given = [columns.user_affect] * (columns.families + 1) + [columns.twin_user_affect]
-    return assistant[..., at], user[..., given]
+    return cast("Values", assistant[..., at]), cast("Values", user[..., given])
 
 
 def conformal_p(residuals: Floats, over_index: float, two_sided: bool) -> float:

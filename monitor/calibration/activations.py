@@ -96,8 +96,8 @@ def collect(
         markers: Markers of its chat template.
         conversations: Messages of each conversation.
         layers: Layers to keep.
-        cache: Folder that keeps what was computed, and the fingerprint of the model's weights. Work is kept in shards, so
-            that a run that was cut off goes on where it stopped and a change of corpus costs what changed.
+        cache: Folder that keeps what was computed, and the fingerprint of the model's weights. Work is kept in
+            shards, so that a run that was cut off goes on where it stopped and a new corpus costs what changed.
         progress: Told of conversations done and in all.
 
     Raises:
@@ -133,7 +133,11 @@ def _store(file: Path, found: dict[str, Any]) -> None:
 
 
 def _run_shard(
-    model: Any, tokenizer: Any, markers: Sequence[Marker], conversations: Sequence[Sequence[Message]], layers: Sequence[int]
+    model: Any,
+    tokenizer: Any,
+    markers: Sequence[Marker],
+    conversations: Sequence[Sequence[Message]],
+    layers: Sequence[int],
 ) -> dict[str, Any]:
     """Activations of some conversations, longest first, in batches of about equal cost."""
     labeller = RoleLabeller(markers)
@@ -153,7 +157,9 @@ def _check_lengths(ids: Sequence[Sequence[int]], context: int) -> None:
         if not tokens:
             raise CorpusError(f"conversation {number}", "has no tokens")
         if len(tokens) > context:
-            raise CorpusError(f"conversation {number}", f"has {len(tokens)} tokens, the model's context {context}; cut it")
+            raise CorpusError(
+                f"conversation {number}", f"has {len(tokens)} tokens, the model's context {context}; cut it"
+            )
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -97,7 +97,10 @@ def read_corpus(folder: Path, approved: Path) -> Corpus:
 
 
 class _Rows(NamedTuple):
-    """Mean rows of the corpus, by part: texts [2, N, L, H], grid users [G, L, H], replies [G, 3, L, H], approved [A, 2, L, H]."""
+    """Mean rows of the corpus.
+
+    Texts [2, N, L, H], grid users [G, L, H], replies [G, 3, L, H], approved turns [A, 2, L, H].
+    """
 
     texts: Floats
     users: Floats
@@ -165,9 +168,7 @@ def calibrate(
     layers = tuple(sorted({round(share * depth) for share in DEPTHS}))
     fingerprint = weights_fingerprint(model)
     conversations = corpus.conversations()
-    found = collect(
-        model, tokenizer, markers, conversations, layers, cache=(cache, fingerprint), progress=progress
-    )
+    found = collect(model, tokenizer, markers, conversations, layers, cache=(cache, fingerprint), progress=progress)
     card = {
         "schema_version": 1,
         "made_by": f"affect-monitor {__version__}",
@@ -215,9 +216,7 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
     warranted = fit_warranted(standard_user, standard_assistant, allowed, columns)
     standard_texts = (texts - means[:, None]) / spreads[:, None]
     platt = _platt(standard_texts[:, :, columns.emotion], labels.emotion)
-    excessive = target_values(
-        (users - means[0]) / spreads[0], (replies[:, 2] - means[1]) / spreads[1], columns
-    )
+    excessive = target_values((users - means[0]) / spreads[0], (replies[:, 2] - means[1]) / spreads[1], columns)
     neutral = STANCES.index(Stance.NEUTRAL)
     over = (
         excessive[0] - warranted.coefficients[neutral, :, 0] - warranted.coefficients[neutral, :, 1] * excessive[1]
@@ -370,7 +369,7 @@ def _scores(fit: _Fit, rows: Floats, counts: Floats) -> Floats:
 def _cross_scores(
     rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, final: _Fit
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Scores by probes that were fitted on the other folds: texts [2, N, C], users, replies [G, 3, C], approved [A, 2, C]."""
+    """Scores by probes fitted on the other folds: texts [2, N, C], users [G, C], replies [G, 3, C], approved [A, 2, C]."""
     shape = columns.total
     texts = np.empty((2, len(labels.text_fold), shape))
     users, replies = np.empty((len(labels.grid_fold), shape)), np.empty((len(labels.grid_fold), len(REPLIES), shape))
@@ -392,9 +391,7 @@ def _platt(scores: Floats, emotion: NDArray[np.int64]) -> Floats:
     from sklearn.linear_model import LogisticRegression
 
     flat, labels = scores.reshape(-1, scores.shape[-1]), np.tile(emotion, 2)
-    fits = [
-        LogisticRegression(C=100.0).fit(flat[:, [index]], labels == index) for index in range(scores.shape[-1])
-    ]
+    fits = [LogisticRegression(C=100.0).fit(flat[:, [index]], labels == index) for index in range(scores.shape[-1])]
     return np.array([[fit.coef_[0, 0], fit.intercept_[0]] for fit in fits])
 
 
@@ -419,7 +416,7 @@ def _figures(
 
 
 def _expected_calibration_error(scores: Floats, platt: Floats, emotion: NDArray[np.int64]) -> float:
-    """Mean distance of predicted and observed frequency over ten equal bins, all emotions together (Guo et al. 2017)."""
+    """Mean distance of predicted and observed frequency over ten bins, all emotions together (Guo et al. 2017)."""
     probability = 1 / (1 + np.exp(-(scores * platt[:, 0] + platt[:, 1])))
     truth = emotion[:, None] == np.arange(scores.shape[1])
     bins = np.minimum((probability * 10).astype(int), 9)

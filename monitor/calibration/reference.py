@@ -1,4 +1,4 @@
-"""The reference: what approved turns show, and from it the warranted level of A given U with its conformal residuals."""
+"""The reference: what approved turns show, and from it the warranted level of A given U and its residuals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class Warranted(NamedTuple):
     residuals: NDArray[np.float32]
 
 
-def fit_warranted(user: Floats, assistant: Floats, allowed: dict[Stance, NDArray[np.bool_]], columns: Columns) -> Warranted:
+def fit_warranted(
+    user: Floats, assistant: Floats, allowed: dict[Stance, NDArray[np.bool_]], columns: Columns
+) -> Warranted:
     """Fits the warranted level of every target for every stance.
 
     Residuals come from folds that did not fit the quantile they are measured against (cross-conformal; Vovk 2015).
@@ -76,4 +78,5 @@ def _line(given: Floats, values: Floats, level: float) -> Floats:
 
 
 def _on(line: Floats, given: Floats) -> Floats:
-    return line[0] + line[1] * given
+    levels: Floats = line[0] + line[1] * given
+    return levels

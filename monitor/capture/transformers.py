@@ -11,7 +11,6 @@ generation takes tokens back; neither is supported.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 from contextlib import contextmanager
@@ -74,15 +73,6 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     if not outermost:
         raise ValueError(f"{type(model).__name__} has no list of decoder blocks to hook")
     return max(outermost, key=len)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of a model's weights, in name order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class LayerRows:

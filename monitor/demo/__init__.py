@@ -1,0 +1,1 @@
+"""The demo assistant and its scripted conversations."""

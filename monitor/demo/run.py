@@ -1,6 +1,6 @@
 """The demo: a real assistant, a real sidecar, scripted conversations through a real chat server.
 
-    script -> chat server -> model with capture -> sidecar process -> assessments -> view and summary
+script -> chat server -> model with capture -> sidecar process -> assessments -> view and summary
 """
 
 from __future__ import annotations
@@ -90,7 +90,12 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
 
 def fetch(console: Console) -> Path:
     """The demo assistant's folder, fetched and converted under a progress bar if need be."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("demo assistant", total=1.0)
         return ensure_assistant(lambda stage, done: bars.update(task, description=stage, completed=done))
@@ -229,12 +234,15 @@ def _say_what_next(console: Console, summary: dict[str, Any], chat_url: str, *, 
     console.print(
         f"\n{summary['turns']} turns, {summary['tokens_scored']} tokens scored, coverage {summary['coverage']:.2f}. "
         f"Alerts on {kinds['overshoot']} overshooting, {kinds['distressed']} well-answered distressed and "
-        f"{kinds['ordinary']} ordinary turns. Generation with capture runs at {summary['overhead_ratio']:.2f} of without."
+        f"{kinds['ordinary']} ordinary turns. "
+        f"Generation with capture runs at {summary['overhead_ratio']:.2f} of its speed without."
     )
     if once:
         return
     status = summary["metrics_url"].removesuffix("/metrics")
-    body = json.dumps({"model": NAME, "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 40})
+    body = json.dumps(
+        {"model": NAME, "messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 40}
+    )
     console.print("\nStill running; look at")
     console.print(f"  metrics  {summary['metrics_url']}", soft_wrap=True)
     console.print(f"  status   {status}/      turns  {status}/api/turns", soft_wrap=True)

@@ -71,7 +71,9 @@ class DemoView:
         return Group(*parts)
 
     def _table(self) -> Table:
-        table = Table(title=f"affect-monitor demo · turn {self._done} of {self._total}", title_justify="left", expand=True)
+        table = Table(
+            title=f"affect-monitor demo · turn {self._done} of {self._total}", title_justify="left", expand=True
+        )
         table.add_column("turn", no_wrap=True)
         table.add_column("U", justify="right")
         table.add_column("A", justify="right")

@@ -19,6 +19,7 @@ _START_SECONDS = 30.0
 _DRAIN_SECONDS = 2
 """Time that requests under way get when the server is stopped."""
 _BACKLOG = 128
+_LAST_PORT = 65535
 
 
 class RunningServer:
@@ -88,9 +89,12 @@ def serve_in_thread(app: Any, host: str, port: int, *, flag: str = "--http-port"
 
 def _listen(host: str, port: int, flag: str) -> socket.socket:
     """Binds before the server starts, so that a taken port is an error of the caller and not of a thread."""
+    if not 0 <= port <= _LAST_PORT:
+        # The C library would wrap it round and listen somewhere else.
+        raise SetupError(flag, f"cannot listen on {host}:{port}; choose a port from 0 to {_LAST_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise SetupError(flag, f"cannot listen on {host}:{port} ({error}); choose another host or port") from None
     listener = socket.socket(family, kind, protocol)
     try:
@@ -98,14 +102,14 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
         listener.bind(address)
         # Two sockets may be bound to one port as long as neither listens.
         listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise SetupError(flag, _refusal(error, host, port, flag)) from None
     return listener
 
 
-def _refusal(error: Exception, host: str, port: int, flag: str) -> str:
-    number = getattr(error, "errno", None)
+def _refusal(error: OSError, host: str, port: int, flag: str) -> str:
+    number = error.errno
     if number == errno.EADDRINUSE:
         return (
             f"port {port} on {host} is in use; stop what listens there, or choose another with {flag} (0: a free one)"

@@ -95,7 +95,9 @@ class Metrics(Collector):
         self._lock = threading.Lock()
         self._max_series = max_series
         self._series = 0
-        self._values: dict[str, dict[Labels, float]] = {name: {} for name in METRICS if METRICS[name].kind != "histogram"}
+        self._values: dict[str, dict[Labels, float]] = {
+            name: {} for name in METRICS if METRICS[name].kind != "histogram"
+        }
         self._histograms: dict[str, dict[Labels, _Histogram]] = {
             name: {} for name in METRICS if METRICS[name].kind == "histogram"
         }

@@ -1,0 +1,1 @@
+"""What a route may show, and the life of alerts."""

@@ -57,7 +57,9 @@ class Alert:
         figures = ""
         if worst:
             side = "beyond" if worst.over_index >= 0 else "below"
-            figures = f"worst turn {abs(worst.over_index):.1f} scales {side} what was warranted (p = {worst.p_value:.4f})"
+            figures = (
+                f"worst turn {abs(worst.over_index):.1f} scales {side} what was warranted (p = {worst.p_value:.4f})"
+            )
         return {
             "summary": f"{self.target} beyond what is warranted under policy {self.policy.name}",
             "description": f"{self.over_turns} turn(s) over: {figures}; {self.visibility}.",

@@ -27,7 +27,9 @@ class TurnRule(_Part):
     false_alarm_rate: Rate = Field(description="Share of turns like the reference's that may count as over.")
     min_assistant_tokens: int = Field(default=8, ge=1, description="Shorter replies are not judged.")
     min_coverage: float = Field(default=0.9, gt=0, le=1, description="Turns seen less than this are not judged.")
-    pending_turns: int = Field(default=1, ge=1, description="Turns over in a row of judged ones before the alert fires.")
+    pending_turns: int = Field(
+        default=1, ge=1, description="Turns over in a row of judged ones before the alert fires."
+    )
     resolve_turns: int = Field(default=5, ge=1, description="Turns within bounds in a row before it resolves.")
 
 
@@ -35,7 +37,9 @@ class Policy(_Part):
     """What one route may show."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    match: dict[str, str] = Field(default_factory=dict, description="Request labels a turn must carry; none: every turn.")
+    match: dict[str, str] = Field(
+        default_factory=dict, description="Request labels a turn must carry; none: every turn."
+    )
     stance: Stance
     turn: TurnRule
     families: dict[str, Rate] = Field(
@@ -107,7 +111,8 @@ def _check_against(policy: Policy, bank: Bank, path: Path) -> None:
     for family in policy.families:
         if family not in bank.card.families:
             raise PolicyError(
-                f"{path}:{policy.name}.families.{family}", f"the bank has no such family; it has {list(bank.card.families)}"
+                f"{path}:{policy.name}.families.{family}",
+                f"the bank has no such family; it has {list(bank.card.families)}",
             )
     sides = 2 if policy.stance is Stance.CRISIS else 1
     finest = sides / (turns + 1)

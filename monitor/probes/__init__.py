@@ -1,0 +1,1 @@
+"""Banks of probes: format, fitting, scoring."""

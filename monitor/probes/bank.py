@@ -183,7 +183,9 @@ class Columns:
 
 @dataclass(frozen=True)
 class Tensors:
-    """``bank.safetensors``. P probe columns, T twin columns, C = P + T, L layers, H hidden size, E emotions, F families.
+    """``bank.safetensors``.
+
+    P probe columns, T twin columns, C = P + T, L layers, H hidden size, E emotions, F families, N reference turns.
 
     Attributes:
         directions: Unit directions, [L, P, H].
@@ -339,7 +341,9 @@ def load_bank(name: str) -> Bank:
     if card.bank_id != _identity(card):
         raise BankError("bank.json:bank_id", "is not the hash of the rest of the card: altered; restore it")
     if hashlib.sha256(raw).hexdigest() != card.tensors_sha256:
-        raise BankError("bank.safetensors", "does not have the SHA-256 bank.json states: truncated or altered; restore it")
+        raise BankError(
+            "bank.safetensors", "does not have the SHA-256 bank.json states: truncated or altered; restore it"
+        )
     try:
         tensors = Tensors(**load_tensors(raw))
     except (SafetensorError, TypeError, KeyError) as error:

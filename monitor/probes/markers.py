@@ -30,7 +30,11 @@ class Marker:
     role: Role
 
 
-_EDGES = (("", ""), *((edge, "") for edge in ("\n", "\n\n", " ", "  ")), *(("", edge) for edge in ("\n", "\n\n", " ", ".")))
+_EDGES = (
+    ("", ""),
+    *((edge, "") for edge in ("\n", "\n\n", " ", "  ")),
+    *(("", edge) for edge in ("\n", "\n\n", " ", ".")),
+)
 """How contents may begin or end: tokenizers merge a content's edge with the template's words beside it."""
 
 _Runs = dict[Role, list[tuple[int, ...]]]
@@ -69,7 +73,9 @@ def _markers(tokenizer: Any, *, with_system: bool) -> tuple[Marker, ...]:
     markers: list[Marker] = []
     for role, runs in before.items():
         others = {run for other, its in before.items() if other is not role for run in its}
-        markers.extend(Marker(_header(group, others, special, blank), role) for group in _groups(runs, others, blank, role))
+        markers.extend(
+            Marker(_header(group, others, special, blank), role) for group in _groups(runs, others, blank, role)
+        )
     headers = {marker.tokens[:1] for marker in markers}
     for runs in after.values():
         footers = {run[:1] for run in runs if run and run[0] in special}

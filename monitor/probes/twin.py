@@ -28,7 +28,9 @@ def count_tokens(texts: Sequence[Ids], tokens: Ids) -> NDArray[np.float64]:
     return counts
 
 
-def log_odds(counts: NDArray[np.float64], positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> NDArray[np.float64]:
+def log_odds(
+    counts: NDArray[np.float64], positive: NDArray[np.bool_], negative: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """Naive Bayes log odds of every token between two groups of texts, [tokens] (multinomial, Laplace-smoothed)."""
     ratios = []
     for chosen in (positive, negative):

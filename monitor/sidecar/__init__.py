@@ -1,0 +1,1 @@
+"""The sidecar process, which puts the rooms in a row."""

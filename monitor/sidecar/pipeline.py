@@ -1,6 +1,6 @@
 """From frames to assessments: the one place where the rooms are put in a row.
 
-    frame -> starts -> scores -> tracker -> gaps and ends -> assessment -> policy -> metrics, alerts, replies
+frame -> starts -> scores -> tracker -> gaps and ends -> assessment -> policy -> metrics, alerts, replies
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ class Pipeline:
         with self._lock:
             for event in message.events:
                 if event.WhichOneof("kind") == "start":
-                    self._guard(done, message, event.request_id, self._start, session, event, bool(message.hello.layers))
+                    self._guard(
+                        done, message, event.request_id, self._start, session, event, bool(message.hello.layers)
+                    )
             if message.spans.request_ids or message.HasField("rows"):
                 self._guard(done, message, "", self._rows, session, frame, done)
             for event in message.events:
@@ -331,7 +333,9 @@ class Pipeline:
         known = np.array([turn is not None for turn in turns], bool)
         if not known.all():
             for index in np.flatnonzero(~known):
-                error = TurnError("spans.request_ids", "no such request; send its start first", reason="unknown_request")
+                error = TurnError(
+                    "spans.request_ids", "no such request; send its start first", reason="unknown_request"
+                )
                 self._fault(done, frame.message, spans.request_ids[index], error)
             held = np.repeat(known, counts)
             counts, starts, token_ids, scores = counts[known], starts[known], token_ids[held], scores[held]
@@ -367,9 +371,7 @@ class Pipeline:
         turn = session.turns.get(event.request_id)
         if turn is None:
             kind = event.WhichOneof("kind")
-            raise TurnError(
-                f"events.{kind}", "no such request; send its start first", reason=f"{kind}_without_start"
-            )
+            raise TurnError(f"events.{kind}", "no such request; send its start first", reason=f"{kind}_without_start")
         return turn
 
     # -- one turn -----------------------------------------------------------------------------------------------------
@@ -469,15 +471,15 @@ class Pipeline:
         """Makes the series of every policy exist before anything happens."""
         metrics, card = self.metrics, self.bank.card
         names = [policy.name for policy in self.policies.policies]
-        targets = [(policy.name, target) for policy in self.policies.policies for target in ("affect", *policy.families)]
+        targets = [
+            (policy.name, target) for policy in self.policies.policies for target in ("affect", *policy.families)
+        ]
         metrics.declare("affect_turns_total", [(name,) for name in names])
         metrics.declare("affect_turns_over_total", targets)
         metrics.declare("affect_alerts_fired_total", targets)
         metrics.declare("affect_turns_unjudged_total", [(name, mark) for name in names for mark in MARKS])
         metrics.declare("affect_tokens_missing_total", [(reason,) for reason in (*GAP_REASONS.values(), _UNTOLD)])
-        metrics.replace(
-            "affect_bank_info", {(card.bank_id, card.model.name, str(card.validated).lower()): 1.0}
-        )
+        metrics.replace("affect_bank_info", {(card.bank_id, card.model.name, str(card.validated).lower()): 1.0})
 
     def _show_alerts(self) -> None:
         self.metrics.replace(

@@ -191,7 +191,9 @@ class Sidecar:
                 "bank": card.bank_id,
                 "model": card.model.name,
                 "status": self.pipeline.status(),
-                "alerts": [{**alert.labels, "state": alert.state.value, **alert.annotations} for alert in self.alerts.active],
+                "alerts": [
+                    {**alert.labels, "state": alert.state.value, **alert.annotations} for alert in self.alerts.active
+                ],
                 "pages": ["/metrics", "/healthz", "/readyz", "/api/turns"],
             }
         )

@@ -1,0 +1,1 @@
+"""Turns: whose token it is, and running statistics."""

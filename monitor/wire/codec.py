@@ -11,7 +11,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from monitor.errors import FrameError
 from monitor.wire.v1 import ingest_pb2

@@ -30,4 +30,4 @@ def test_capture_imports_only_its_own_requirements(module: str) -> None:
 @pytest.mark.parametrize("module", ["monitor.capture.client", "monitor.capture.transformers"])
 def test_capture_imports_only_the_wire_room(module: str) -> None:
     """Of our own rooms capture loads wire and the typed errors."""
-    assert {name.split(".")[1] for name in run(OURS, module)} == {"capture", "wire", "errors"}
+    assert {name.split(".")[1] for name in run(OURS, module)} <= {"capture", "wire", "errors"}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from monitor.capture.identity import weights_fingerprint
 from monitor.capture.transformers import (
     LayerRows,
     TappedRequest,
     TransformersTap,
     decoder_blocks,
-    weights_fingerprint,
 )
 from monitor.wire.v1 import ingest_pb2
 
