@@ -44,9 +44,9 @@ def find_markers(tokenizer: Any) -> tuple[Marker, ...]:
     """Finds the markers of a tokenizer's chat template by rendering conversations with known contents.
 
     A header is the shortest run that starts at a special token, precedes a content of its role and precedes no content
-    of another; where no special token stands in front, it is all that the runs of a role have in common. A footer is the
-    special token that closes a segment. A template without a system role, or one that puts the system's words into the
-    user's message, gets no system marker.
+    of another; where no special token stands in front, it is all that the runs of a role have in common. A footer is
+    the special token that closes a segment. A template without a system role, or one that puts the system's words
+    into the user's message, gets no system marker.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer.

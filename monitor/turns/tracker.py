@@ -29,7 +29,7 @@ class TurnStats(NamedTuple):
     Attributes:
         user: Mean score of the last user segment, [columns]; zeros without tokens.
         assistant: Mean score of the last assistant segment, [columns]; zeros without tokens.
-        header: Score of the token that opens the assistant's segment, [columns]; NaN where it was not seen or not finite.
+        header: Score of the token that opens the assistant's segment, [columns]; NaN where not seen or not finite.
         ema: Running mean over the assistant's tokens, [columns].
         peak: Highest mean of WINDOW scored assistant tokens in a row, [columns]; NaN below WINDOW tokens.
         user_tokens: Tokens in ``user``.
@@ -174,7 +174,7 @@ class TurnTracker:
             roles[(position >= self._prompt[slots][span]) & (roles == Role.USER)] = Role.ASSISTANT
         # The first token of a sequence is an attention sink: its row is no measure of anything.
         roles[position == 0] = Role.TEMPLATE
-        finite = np.isfinite(scores).all(axis=1)
+        finite: NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
         self._tallies[slots, 0] += counts
         self._tallies[slots, 1] += np.add.reduceat(finite.astype(np.int64), first)
         for part, role in enumerate((Role.USER, Role.ASSISTANT)):
@@ -183,8 +183,9 @@ class TurnTracker:
             self._renew(slots[renewed], part)
             if role is Role.ASSISTANT and renewed.any():
                 opens = start[renewed]
-                measured = finite[opens] & (position[opens] > 0)
-                self._header[slots[renewed]] = np.where(measured[:, None], scores[opens], np.nan)
+                header = scores[opens]
+                header[~finite[opens] | (position[opens] == 0)] = np.nan
+                self._header[slots[renewed]] = header
             rows = np.flatnonzero((roles == role) & finite & (index > start[span]))
             if rows.size:
                 self._add(slots, span[rows], scores[rows], part)

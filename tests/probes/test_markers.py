@@ -28,11 +28,13 @@ GEMMA_3 = (
     "{{ '<bos>' }}{% set prefix = '' %}{% set rest = messages %}{% if messages[0]['role'] == 'system' %}"
     "{% set prefix = messages[0]['content'] + '\n\n' %}{% set rest = messages[1:] %}{% endif %}"
     "{% for message in rest %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') + message['content'] | trim + '<end_of_turn>\n' }}"
+    "{{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') }}"
+    "{{ message['content'] | trim + '<end_of_turn>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
-    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + '[/INST]' }}"
+    "{{ '<s>' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + '[/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + '</s>' }}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
 )
@@ -45,7 +47,8 @@ MISTRAL_V3 = (
     "{% else %}{{ ' ' + message['content'] | trim + '</s>' }}{% endif %}{% endfor %}"
 )
 MISTRAL_PLAIN = (
-    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{{ '<s>' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + '</s> ' }}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}{% endfor %}"
 )
@@ -93,9 +96,7 @@ def _shapes() -> dict[str, Shape]:
         "llama-3": Shape(make_tokenizer(LLAMA_3, LLAMA_SPECIAL, eos="<|eot_id|>")),
         "llama-3, other eos": Shape(make_tokenizer(LLAMA_3, LLAMA_SPECIAL, eos="<|end_of_text|>"), ends="<|eot_id|>"),
         "gemma": Shape(make_tokenizer(GEMMA, GEMMA_SPECIAL, eos="<eos>"), system=False, ends="<end_of_turn>"),
-        "mistral": Shape(
-            make_tokenizer(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), **llama_2), system=False
-        ),
+        "mistral": Shape(make_tokenizer(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), **llama_2), system=False),
         "mistral, byte-level": Shape(
             make_tokenizer(MISTRAL, ("<s>", "</s>", "[INST]", "[/INST]"), eos="</s>"), system=False
         ),
@@ -121,7 +122,12 @@ USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 CONVERSATIONS = {
     "one turn": [(USER, "My parcel is late")],
     "two turns": [(USER, "My parcel is late"), (ASSISTANT, "I am sorry"), (USER, "And it rains")],
-    "answered": [(USER, "My parcel is late"), (ASSISTANT, "I am sorry"), (USER, "And it rains"), (ASSISTANT, "It does")],
+    "answered": [
+        (USER, "My parcel is late"),
+        (ASSISTANT, "I am sorry"),
+        (USER, "And it rains"),
+        (ASSISTANT, "It does"),
+    ],
     "lines": [(USER, "My parcel\nis late\n\nand wet"), (ASSISTANT, "I am\n\nsorry"), (USER, "And it\n rains")],
     "newline first": [(USER, "\nMy parcel is late"), (ASSISTANT, "\nI am sorry"), (USER, "\n\nAnd it rains")],
     "space first": [(USER, " My parcel is late"), (ASSISTANT, " I am sorry"), (USER, "  And it rains")],
@@ -131,7 +137,9 @@ CONVERSATIONS = {
 SYSTEM_MESSAGE = (SYSTEM, "You are terse,\nyou are kind")
 
 
-def rendered(tokenizer: Any, conversation: list[tuple[str, str]], *, prompted: bool) -> tuple[list[int], list[Role | None]]:
+def rendered(
+    tokenizer: Any, conversation: list[tuple[str, str]], *, prompted: bool
+) -> tuple[list[int], list[Role | None]]:
     """Token ids, and the role of each by the place of the contents; None where content and template share a token."""
     messages = [{"role": role, "content": content} for role, content in conversation]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
@@ -172,6 +180,8 @@ def differences(shape: Shape, ids: list[int], truth: list[Role | None]) -> list[
 
 
 class TestConversations:
+    """Whole conversations, token by token."""
+
     @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
     @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
     @pytest.mark.parametrize("with_system", [False, True])
@@ -209,7 +219,7 @@ class TestConversations:
         assert differences(shape, ids, [*truth, *replied, Role.TEMPLATE]) == []
 
     def test_the_generation_prompt_of_a_thinking_template_opens_the_reply(self) -> None:
-        """The assistant begins after the ``<think>`` that the prompt ends with, and again after no other token of it."""
+        """The assistant begins after the ``<think>`` that the prompt ends with, and nowhere before."""
         tokenizer = SHAPES["thinking"].tokenizer
         prompt, _ = rendered(tokenizer, CONVERSATIONS["one turn"], prompted=True)
         generated = tokenizer("hm</think>\n\nYes", add_special_tokens=False)["input_ids"]
@@ -228,6 +238,8 @@ class TestConversations:
 
 
 class TestFindMarkers:
+    """What is found in a template, and what is refused."""
+
     def test_small_bank_and_tiny_tokenizer_agree(self, small_bank: Bank, tiny_tokenizer: Any) -> None:
         """The markers in the bank of the fixtures are those of the tokenizer of the fixtures."""
         assert set(find_markers(tiny_tokenizer)) == set(small_bank.markers)
@@ -251,7 +263,7 @@ class TestFindMarkers:
         ids=["gemma-3", "mistral-v3"],
     )
     def test_a_system_folded_into_the_users_message_counts_as_the_users(self, tokenizer: Any) -> None:
-        """Where the template writes the system's words into the user's message, both are the user's, the reply is not."""
+        """Where the template writes the system's words into the user's message, both are the user's."""
         ids, truth = rendered(tokenizer, [SYSTEM_MESSAGE, *CONVERSATIONS["one turn"]], prompted=True)
         found = labelled(tokenizer, ids)
         of_contents = {label for label, role in zip(found, truth, strict=True) if role in (Role.SYSTEM, Role.USER)}
