@@ -7,6 +7,9 @@ import sys
 
 import structlog
 
+_OURS = "affect_monitor"
+"""Name under which the parts that run in inference servers log, by the standard library."""
+
 
 def configure_logs(*, verbose: bool = False) -> None:
     """Sends the logs of this package and of the libraries it uses to standard error."""
@@ -23,6 +26,10 @@ def configure_logs(*, verbose: bool = False) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processor=structlog.processors.JSONRenderer(), foreign_pre_chain=shared)
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(),
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger(_OURS).setLevel(level)

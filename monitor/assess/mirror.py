@@ -13,7 +13,7 @@ MIN_TURNS = 3
 def mirror_slope(user_affect: Sequence[float], assistant_affect: Sequence[float]) -> float | None:
     """Least-squares slope of A on U over turns; None for fewer than three turns or users who never vary."""
     user, assistant = np.asarray(user_affect, float), np.asarray(assistant_affect, float)
-    if len(user) < MIN_TURNS or user.std() == 0:
+    if len(user) < MIN_TURNS or np.ptp(user) == 0:
         return None
     centred = user - user.mean()
     return float(centred @ (assistant - assistant.mean()) / (centred @ centred))

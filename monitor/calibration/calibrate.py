@@ -29,14 +29,15 @@ from monitor.calibration.corpus import (
     read_lines,
     sha256_of,
 )
-from monitor.calibration.reference import QUANTILE, fit_warranted
+from monitor.calibration.figures import emotion_figures, excess_figures
+from monitor.calibration.reference import QUANTILE, Warranted, fit_warranted
 from monitor.capture.identity import template_hash, tokenizer_hash, weights_fingerprint
 from monitor.capture.transformers import decoder_blocks
 from monitor.errors import SetupError
 from monitor.probes.bank import Bank, Columns, EmotionCard, Stance, Tensors, seal
 from monitor.probes.fit import class_directions, graded_direction
 from monitor.probes.markers import Marker, find_markers
-from monitor.probes.twin import count_tokens, log_odds, vocabulary
+from monitor.probes.twin import count_tokens, token_weights, vocabulary
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -216,11 +217,6 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
     warranted = fit_warranted(standard_user, standard_assistant, allowed, columns)
     standard_texts = (texts - means[:, None]) / spreads[:, None]
     platt = _platt(standard_texts[:, :, columns.emotion], labels.emotion)
-    excessive = target_values((users - means[0]) / spreads[0], (replies[:, 2] - means[1]) / spreads[1], columns)
-    neutral = STANCES.index(Stance.NEUTRAL)
-    over = (
-        excessive[0] - warranted.coefficients[neutral, :, 0] - warranted.coefficients[neutral, :, 1] * excessive[1]
-    ) / warranted.scale[neutral]
     tensors = Tensors(
         directions=final.directions.astype(np.float32),
         centres=final.centres.astype(np.float32),
@@ -241,8 +237,26 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
         "source": f"{len(corpus.approved)} approved turns, {2 * len(corpus.grid)} authored neutral and warranted ones",
         "turns": {stance: int(mask.sum()) for stance, mask in allowed.items()},
     }
-    card["figures"] = _figures(standard_texts[:, :, columns.emotion], platt, labels, warranted.residuals[neutral], over)
+    standard_replies = (replies - means[1]) / spreads[1]
+    over = _over_index(np.repeat((users - means[0]) / spreads[0], 3, axis=0), standard_replies, warranted, columns)
+    figures = emotion_figures(
+        standard_texts[:, :, columns.emotion].reshape(-1, columns.emotions), platt, np.tile(labels.emotion, 2)
+    ) | excess_figures(
+        over[..., -2],
+        np.stack([over[..., -1], standard_replies[..., columns.twin_assistant_affect]]),
+        labels.strength,
+        np.array([item.excess_lexical for item in corpus.grid]),
+    )
+    card["figures"] = {name: round(value, 4) for name, value in figures.items()}
     return seal(card, tensors)
+
+
+def _over_index(users: Floats, replies: Floats, warranted: Warranted, columns: Columns) -> Floats:
+    """Over-index of every target under the neutral stance, [G, 3, F + 2]."""
+    values, given = target_values(users.reshape(replies.shape), replies, columns)
+    intercept, slope = warranted.coefficients[STANCES.index(Stance.NEUTRAL)].T
+    over: Floats = (values - intercept - slope * given) / warranted.scale[STANCES.index(Stance.NEUTRAL)]
+    return over
 
 
 # -- the corpus as arrays ---------------------------------------------------------------------------------------------
@@ -349,12 +363,11 @@ def _fit_twin(counts: _Counts, labels: _Labels, columns: Columns, texts: Mask, g
     """Weights of the text twin, [tokens, twins]."""
     with_neutral = np.append(labels.family_of, columns.families)
     family = with_neutral[labels.emotion[texts]]
-    weights = [log_odds(counts.texts[texts], family == f, family != f) for f in range(columns.families)]
+    weights = [token_weights(counts.texts[texts], family == f) for f in range(columns.families)]
     strong = labels.strength[grid] >= 2  # noqa: PLR2004 - clear or intense
-    weights.append(log_odds(counts.users[grid], strong, ~strong))
-    replies = counts.replies[grid].reshape(-1, counts.replies.shape[-1])
-    grades = np.tile(np.arange(len(REPLIES)), int(grid.sum()))
-    weights.append(log_odds(replies, grades == len(REPLIES) - 1, grades == 0))
+    weights.append(token_weights(counts.users[grid], strong))
+    excessive = np.tile(np.arange(len(REPLIES)), int(grid.sum())) == len(REPLIES) - 1
+    weights.append(token_weights(counts.replies[grid].reshape(len(excessive), -1), excessive))
     return np.stack(weights, axis=1)
 
 
@@ -393,36 +406,3 @@ def _platt(scores: Floats, emotion: NDArray[np.int64]) -> Floats:
     flat, labels = scores.reshape(-1, scores.shape[-1]), np.tile(emotion, 2)
     fits = [LogisticRegression(C=100.0).fit(flat[:, [index]], labels == index) for index in range(scores.shape[-1])]
     return np.array([[fit.coef_[0, 0], fit.intercept_[0]] for fit in fits])
-
-
-def _figures(
-    scores: Floats, platt: Floats, labels: _Labels, residuals: NDArray[np.float32], over: Floats
-) -> dict[str, float]:
-    """Figures on data held out from the directions: see the README for their meaning."""
-    from sklearn.metrics import roc_auc_score
-
-    flat, emotion = scores.reshape(-1, scores.shape[-1]), np.tile(labels.emotion, 2)
-    aurocs = [roc_auc_score(emotion == index, flat[:, index]) for index in range(scores.shape[-1])]
-    normal = residuals[-2][np.isfinite(residuals[-2])]
-    twin = residuals[-1][np.isfinite(residuals[-1])]
-    against = np.r_[np.zeros(len(normal)), np.ones(len(over))]
-    return {
-        "emotion_macro_auroc": round(float(np.mean(aurocs)), 4),
-        "emotion_ece": round(_expected_calibration_error(flat, platt, emotion), 4),
-        "excessive_auroc": round(float(roc_auc_score(against, np.r_[normal, over[:, -2]])), 4),
-        "excessive_auroc_twin": round(float(roc_auc_score(against, np.r_[twin, over[:, -1]])), 4),
-        "excessive_found_at_1_percent": round(float((over[:, -2] > np.quantile(normal, 0.99)).mean()), 4),
-    }
-
-
-def _expected_calibration_error(scores: Floats, platt: Floats, emotion: NDArray[np.int64]) -> float:
-    """Mean distance of predicted and observed frequency over ten bins, all emotions together (Guo et al. 2017)."""
-    probability = 1 / (1 + np.exp(-(scores * platt[:, 0] + platt[:, 1])))
-    truth = emotion[:, None] == np.arange(scores.shape[1])
-    bins = np.minimum((probability * 10).astype(int), 9)
-    gaps = [
-        abs(probability[bins == b].mean() - truth[bins == b].mean()) * (bins == b).mean()
-        for b in range(10)
-        if (bins == b).any()
-    ]
-    return float(np.sum(gaps))

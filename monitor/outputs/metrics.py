@@ -6,10 +6,12 @@ series holds whatever happens. No request id is ever a label.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,7 +19,9 @@ from prometheus_client.registry import Collector
 
 MAX_SERIES = 3000
 """Samples on the page beyond which label sets that were not seen before are refused and counted."""
+_DROPPED = "affect_series_dropped_total"
 
+# Scores may be negative: such histograms have buckets and neither sum nor count, as OpenMetrics has it.
 _SCORE = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
 _RATIO = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -60,13 +64,17 @@ METRICS: dict[str, Spec] = {
     "affect_emotion_probability": Spec("gauge", "Running mean over judged turns.", ("policy", "emotion")),
     "affect_alerts_active": Spec("gauge", "Alerts by state.", ("policy", "target", "state")),
     "affect_alerts_fired_total": Spec("counter", "Alerts that began to fire.", ("policy", "target")),
-    "affect_notifications_total": Spec("counter", "Posts to Alertmanager, by result.", ("result",)),
+    "affect_notifications_total": Spec(
+        "counter",
+        "Alerts posted to Alertmanager, by result: sent, failed (and kept), rejected, dropped (the queue was full).",
+        ("result",),
+    ),
     "affect_notifications_waiting": Spec("gauge", "Alerts waiting to reach Alertmanager."),
     "affect_ingest_lag_seconds": Spec("histogram", "From a frame's sending to its scoring.", (), _SECONDS),
     "affect_frame_seconds": Spec("histogram", "Time spent on one frame.", (), _SECONDS),
     "affect_config_last_reload_successful": Spec("gauge", "Whether the last reload of the policy was taken."),
     "affect_config_last_reload_success_timestamp_seconds": Spec("gauge", "When a policy was last taken."),
-    "affect_series_dropped_total": Spec("counter", "Updates refused because of the cap on series."),
+    _DROPPED: Spec("counter", "Updates refused because of the cap on series."),
 }
 
 _EMOTION_WEIGHT = 0.05
@@ -120,23 +128,29 @@ class Metrics(Collector):
     def replace(self, name: str, values: dict[Labels, float]) -> None:
         """Sets all series of a gauge at once; those not named are gone."""
         with self._lock:
-            self._series -= len(self._values[name])
-            self._values[name] = {}
+            series = self._values[name]
+            for gone in series.keys() - values.keys():
+                del series[gone]
+                self._series -= 1
             for labels, value in values.items():
                 if self._born(name, labels):
-                    self._values[name][labels] = value
+                    series[labels] = value
 
     def average(self, name: str, values: Iterable[tuple[Labels, float]]) -> None:
-        """Moves gauges towards new values; the first value of a series is taken as it is."""
+        """Moves gauges towards new values; the first value of a series is taken as it is, NaN is no value."""
         with self._lock:
             for labels, value in values:
+                if math.isnan(value):
+                    continue  # a mean would never be rid of it
                 fresh = labels not in self._values[name]
                 if self._born(name, labels):
                     old = self._values[name][labels]
                     self._values[name][labels] = value if fresh else old + _EMOTION_WEIGHT * (value - old)
 
     def observe(self, name: str, value: float, *labels: str) -> None:
-        """Counts a value into a histogram."""
+        """Counts a value into a histogram; NaN is no value."""
+        if math.isnan(value):
+            return
         with self._lock:
             if self._born(name, labels):
                 histogram = self._histograms[name][labels]
@@ -159,9 +173,14 @@ class Metrics(Collector):
         return [_family(name, spec) for name, spec in METRICS.items()]
 
     def collect(self) -> Iterable[Metric]:
-        """A consistent copy of all series."""
+        """A consistent copy of all series, rendered after the lock was given back."""
         with self._lock:
-            return [self._collected(name, spec) for name, spec in METRICS.items()]
+            values = {name: dict(series) for name, series in self._values.items()}
+            histograms = {
+                name: {labels: (list(histogram.counts), histogram.total) for labels, histogram in series.items()}
+                for name, series in self._histograms.items()
+            }
+        return [_collected(name, spec, values, histograms) for name, spec in METRICS.items()]
 
     def _born(self, name: str, labels: Labels) -> bool:
         """Makes sure a series exists; False where the cap on series forbids it."""
@@ -172,9 +191,10 @@ class Metrics(Collector):
             return True
         if len(labels) != len(spec.labels):
             raise ValueError(f"{name} has labels {spec.labels}, got {labels}")
-        size = len(spec.bounds) + 3 if spec.kind == "histogram" else 1
+        size = _samples(spec)
         if self._series + size > self._max_series:
-            self._values["affect_series_dropped_total"][()] += 1
+            dropped = self._values[_DROPPED]
+            dropped[()] = dropped.get((), 0.0) + 1
             return False
         self._series += size
         if spec.kind == "histogram":
@@ -183,24 +203,43 @@ class Metrics(Collector):
             self._values[name][labels] = 0.0
         return True
 
-    def _collected(self, name: str, spec: Spec) -> Metric:
-        family = _family(name, spec)
-        if isinstance(family, HistogramMetricFamily):
-            for labels, histogram in sorted(self._histograms[name].items()):
-                running, buckets = 0, []
-                for bound, count in zip((*map(str, spec.bounds), "+Inf"), histogram.counts, strict=True):
-                    running += count
-                    buckets.append((bound, float(running)))
-                family.add_metric(labels, buckets, histogram.total)
-        else:
-            for labels, value in sorted(self._values[name].items()):
-                family.add_metric(labels, value)
-        return family
+
+def _samples(spec: Spec) -> int:
+    """Samples that one label set of a metric puts on the page."""
+    if spec.kind != "histogram":
+        return 1
+    buckets = len(spec.bounds) + 1
+    return buckets if spec.bounds[0] < 0 else buckets + 2
 
 
-def _family(name: str, spec: Spec) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
-    kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
-    return kinds[spec.kind](name, spec.help, labels=spec.labels)
+def _collected(
+    name: str,
+    spec: Spec,
+    values: dict[str, dict[Labels, float]],
+    histograms: dict[str, dict[Labels, tuple[list[int], float]]],
+) -> Metric:
+    family = _family(name, spec)
+    if isinstance(family, HistogramMetricFamily):
+        bounds = (*map(str, spec.bounds), "+Inf")
+        for labels, (counts, total) in sorted(histograms[name].items()):
+            buckets = [(bound, float(count)) for bound, count in zip(bounds, accumulate(counts), strict=True)]
+            family.add_metric(labels, buckets, total)
+    else:
+        for labels, value in sorted(values[name].items()):
+            family.add_metric(labels, value)
+    return family
+
+
+_Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+_KINDS: dict[str, Callable[..., _Family]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+def _family(name: str, spec: Spec) -> _Family:
+    return _KINDS[spec.kind](name, spec.help, labels=spec.labels)
 
 
 def reload_result(metrics: Metrics, *, successful: bool) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 
 _MIN_TEXTS = 2
-_PRIOR = 0.5
+_INVERSE_PENALTY = 100.0
 
 
 def vocabulary(texts: Sequence[Ids]) -> Ids:
@@ -28,13 +28,22 @@ def count_tokens(texts: Sequence[Ids], tokens: Ids) -> NDArray[np.float64]:
     return counts
 
 
-def log_odds(
-    counts: NDArray[np.float64], positive: NDArray[np.bool_], negative: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Naive Bayes log odds of every token between two groups of texts, [tokens] (multinomial, Laplace-smoothed)."""
-    ratios = []
-    for chosen in (positive, negative):
-        mass = counts[chosen].sum(axis=0) + _PRIOR
-        ratios.append(np.log(mass / mass.sum()))
-    odds: NDArray[np.float64] = ratios[0] - ratios[1]
-    return odds
+def token_weights(counts: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weight of every token for telling one group of texts from the others, [tokens].
+
+    Logistic regression on the texts' token frequencies, weighted by inverse document frequency: on the grid of replies as
+    strong as regression on TF-IDF with word pairs, and stronger than naive Bayes. A weak twin would flatter the probes.
+
+    Args:
+        counts: Tokens of each text, [texts, tokens].
+        positive: Texts of the group, [texts].
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.linear_model import LogisticRegression
+
+    holding = (counts > 0).sum(axis=0)
+    rarity = np.where(holding > 0, np.log(len(counts) / np.maximum(holding, 1)), 0.0)
+    frequencies = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(csr_matrix(frequencies * rarity), positive)
+    weights: NDArray[np.float64] = model.coef_[0] * rarity
+    return weights

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,15 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from monitor.assess.mirror import mirror_slope
 from monitor.assess.overindex import Assessor, TurnAssessment
 from monitor.calibration.activations import Progress, render
 from monitor.calibration.corpus import ChatMessage
+from monitor.capture.identity import hello_of
 from monitor.capture.transformers import LayerRows
-from monitor.errors import AffectMonitorError, CorpusError
-from monitor.policy.schema import PolicyFile
+from monitor.errors import CorpusError, ModelMismatchError, SetupError
+from monitor.policy.engine import AlertEngine
+from monitor.policy.schema import Policy, PolicyFile
 from monitor.probes.bank import Bank
 from monitor.probes.markers import Role
 from monitor.probes.score import Scorer
@@ -43,11 +47,12 @@ class InputLine(BaseModel):
     text: str | None = Field(default=None, min_length=1)
     labels: dict[str, str] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _one_of(self) -> InputLine:
-        if (self.messages is None) == (self.text is None):
-            raise ValueError("give either messages or text")
-        return self
+    @field_validator("id", mode="before")
+    @classmethod
+    def _is_a_name(cls, given: object) -> object:
+        if not _is_id(given):
+            raise ValueError("must be a string or an integer")
+        return given
 
     @property
     def conversation(self) -> list[dict[str, str]]:
@@ -70,9 +75,9 @@ class Speed:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A line that can be scored."""
+    """A line that can be scored, and its place among the results."""
 
-    number: int
+    place: int
     line: InputLine
     ids: list[int]
 
@@ -85,9 +90,16 @@ class OfflineScorer:
         policies: Which policy a line falls under, by its labels.
         model: The model of the bank.
         tokenizer: Its tokenizer.
+        allow_unvalidated: Score a model the bank was not made for.
+
+    Raises:
+        ModelMismatchError: The model is not the bank's.
     """
 
-    def __init__(self, bank: Bank, policies: PolicyFile, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, bank: Bank, policies: PolicyFile, model: Any, tokenizer: Any, *, allow_unvalidated: bool = False
+    ) -> None:
+        _check_model(bank, model, tokenizer, allow_unvalidated=allow_unvalidated)
         self._columns = bank.columns
         self._scorer = Scorer(bank)
         self._labeller = RoleLabeller(bank.markers)
@@ -103,11 +115,12 @@ class OfflineScorer:
 
         Raises:
             CorpusError: ``source`` cannot be read.
+            SetupError: ``target`` cannot be written.
         """
-        try:
-            raw = [line for line in source.read_bytes().splitlines() if line.strip()]
-        except OSError as error:
-            raise CorpusError("--input", f"{source}: {error.strerror}") from None
+        raw = _read(source)
+        _check_target(target)
+        told = progress or (lambda _done, _total: None)
+        told(0, len(raw))
         began = time.perf_counter()
         self._model_seconds = 0.0
         results: list[dict[str, Any]] = [{} for _ in raw]
@@ -115,40 +128,44 @@ class OfflineScorer:
         done = len(raw) - len(ready)
         for batch in _batches(ready):
             for item, result in zip(batch, self._score(batch), strict=True):
-                results[item.number] = result
+                results[item.place] = result
             done += len(batch)
-            if progress is not None:
-                progress(done, len(raw))
-        target.write_text("".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
+            told(done, len(raw))
+        told(done, len(raw))
+        _write(target, results)
         failed = sum("error" in result for result in results)
         tokens = sum(len(item.ids) for item in ready)
         return Speed(len(raw), failed, tokens, time.perf_counter() - began, self._model_seconds)
 
-    def _ready(self, raw: Sequence[bytes], results: list[dict[str, Any]]) -> Iterator[_Ready]:
+    def _ready(self, raw: Sequence[tuple[int, bytes]], results: list[dict[str, Any]]) -> Iterator[_Ready]:
         """Lines that can be scored; the others get their error."""
-        for number, text in enumerate(raw):
+        for place, (number, text) in enumerate(raw):
             try:
-                yield self._prepare(number, text)
-            except AffectMonitorError as error:
-                results[number] = {"id": _id_of(text), "error": {"field": error.field, "message": error.message}}
+                line, ids = self._prepare(text)
+            except CorpusError as error:
+                results[place] = _failure(_id_of(text), error.field, f"line {number}: {error.message}")
+            else:
+                yield _Ready(place, line, ids)
 
-    def _prepare(self, number: int, raw: bytes) -> _Ready:
+    def _prepare(self, raw: bytes) -> tuple[InputLine, list[int]]:
         try:
             line = InputLine.model_validate_json(raw)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "(line)"
-            raise CorpusError(field, f"line {number + 1}: {first['msg']}") from None
+            raise CorpusError(field, first["msg"].removeprefix("Value error, ")) from None
+        if (line.messages is None) == (line.text is None):
+            raise CorpusError("messages", "give either messages or text")
+        field = "text" if line.messages is None else "messages"
         try:
             ids = render(self._tokenizer, line.conversation)
         except Exception as error:  # noqa: BLE001 - chat templates raise whatever jinja raises
-            raise CorpusError("messages", f"line {number + 1}: the chat template refuses them: {error}") from None
+            raise CorpusError(field, f"the chat template refuses them: {error}") from None
+        if not ids:
+            raise CorpusError(field, "has no tokens; leave the line out")
         if len(ids) > self._context:
-            raise CorpusError(
-                "messages" if line.messages else "text",
-                f"line {number + 1}: {len(ids)} tokens where the model's context is {self._context}; cut it",
-            )
-        return _Ready(number, line, ids)
+            raise CorpusError(field, f"{len(ids)} tokens where the model's context is {self._context}; cut it")
+        return line, ids
 
     def _score(self, batch: Sequence[_Ready]) -> list[dict[str, Any]]:
         rows = self._forward([item.ids for item in batch])
@@ -177,22 +194,27 @@ class OfflineScorer:
         self._model.base_model(input_ids=padded.to(device), attention_mask=mask.long().to(device), use_cache=False)
         self._model_seconds += time.perf_counter() - began
         stacked = torch.stack([self._kept.rows[layer] for layer in self._kept.layers], dim=2)
+        self._kept.rows.clear()
         return stacked[mask.to(device)].cpu()
 
     def _result(
         self, line: InputLine, tokens: Ints, scores: np.ndarray[Any, Any], tracker: TurnTracker, slot: int
     ) -> dict[str, Any]:
+        stats = tracker.close(slot)
+        if stats.scored_tokens < stats.seen_tokens:
+            count = stats.seen_tokens - stats.scored_tokens
+            message = (
+                f"the model's hidden states of {count} of {len(tokens)} tokens are not finite; look at its weights"
+            )
+            return _failure(line.id, "text" if line.messages is None else "messages", message)
         turns, user, assistant = self._turns(tokens, scores)
         result: dict[str, Any] = {"id": line.id, "turns": turns}
-        stats = tracker.close(slot)
         if line.messages is None or not stats.assistant_tokens:
             return result
         policy = self._policies.route(line.labels)
-        assessment = self._assessor.assess(stats, policy.stance)
-        rules = {"affect": policy.turn.false_alarm_rate, **policy.families}
-        excesses = {"affect": assessment.affect, **assessment.families}
-        over = [target for target, rate in rules.items() if excesses[target].p_value <= rate]
-        result["assessment"] = _assessment(assessment, over) | {
+        result["assessment"] = _assessment(
+            self._assessor.assess(stats, policy.stance), policy, stats.assistant_tokens
+        ) | {
             "mirror": mirror_slope(user, assistant),
             "coverage": stats.scored_tokens / len(tokens),
         }
@@ -201,22 +223,45 @@ class OfflineScorer:
     def _turns(
         self, tokens: Ints, scores: np.ndarray[Any, Any]
     ) -> tuple[list[dict[str, Any]], list[float], list[float]]:
-        """Every message's emotions and families; U and A of each exchange."""
+        """Every message's emotions and families; U and A of each exchange: a reply and the user it answers."""
         start = np.array([self._labeller.initial_state], np.int64)
         tails = np.full((1, self._labeller.tail_length), -1, np.int64)
         labels = self._labeller.label(tokens, np.array([len(tokens)]), start, tails)
-        turns, affect = [], {Role.USER: [0.0][:0], Role.ASSISTANT: [0.0][:0]}
+        turns: list[dict[str, Any]] = []
+        exchanges: list[tuple[float, float]] = []
+        asked: float | None = None
         for role, held in _messages(labels):
-            standard = self._assessor.standardise(scores[held].mean(axis=0), _STANDARD[role])
+            mean = scores[held].mean(axis=0, dtype=np.float64).astype(np.float32)
+            standard = self._assessor.standardise(mean, _STANDARD[role])
             emotions, families = self._assessor.named(standard)
             turns.append(
                 {"role": _ROLE_NAMES[role], "tokens": int(held.sum()), "emotions": emotions, "families": families}
             )
-            if role in affect:
-                at = self._columns.user_affect if role is Role.USER else self._columns.assistant_affect
-                affect[role].append(float(standard[at]))
-        pairs = min(len(affect[Role.USER]), len(affect[Role.ASSISTANT]))
-        return turns, affect[Role.USER][:pairs], affect[Role.ASSISTANT][:pairs]
+            if role is Role.USER:
+                asked = float(standard[self._columns.user_affect])
+            elif role is Role.ASSISTANT and asked is not None:
+                exchanges.append((asked, float(standard[self._columns.assistant_affect])))
+                asked = None
+        return turns, [user for user, _ in exchanges], [assistant for _, assistant in exchanges]
+
+
+def _check_model(bank: Bank, model: Any, tokenizer: Any, *, allow_unvalidated: bool) -> None:
+    """Refuses a model that is not the bank's, as the sidecar refuses its engine."""
+    card = bank.card.model
+    hello = hello_of(model, tokenizer, card.name, bank.card.layers, "offline")
+    if hello.hidden_size != card.hidden_size:
+        raise ModelMismatchError(
+            "--model", f"has hidden size {hello.hidden_size} where the bank has {card.hidden_size}; name another bank"
+        )
+    if allow_unvalidated:
+        return
+    for name in ("weights_fingerprint", "tokenizer_hash", "template_hash"):
+        if getattr(hello, name) != getattr(card, name):
+            raise ModelMismatchError(
+                "--model",
+                f"{name} is not that of the bank's model {card.name}; calibrate a bank for this model, "
+                "or allow unvalidated models to score it all the same",
+            )
 
 
 def _messages(labels: Labels) -> Iterator[tuple[Role, np.ndarray[Any, Any]]]:
@@ -229,17 +274,52 @@ def _messages(labels: Labels) -> Iterator[tuple[Role, np.ndarray[Any, Any]]]:
             yield Role(int(labels.roles[held][0])), held
 
 
-def _assessment(assessment: TurnAssessment, over: list[str]) -> dict[str, Any]:
+def _assessment(assessment: TurnAssessment, policy: Policy, assistant_tokens: int) -> dict[str, Any]:
+    """The numbers of the last turn, and what a sidecar would raise an alert for if it saw this turn alone."""
+    affect = assessment.affect
+    visible = visibility_of(assessment) if affect.p_value <= policy.turn.false_alarm_rate else None
+    judged = assistant_tokens >= policy.turn.min_assistant_tokens
+    engine = AlertEngine(lambda _alert: None)
     return {
         "user_affect": assessment.user_affect,
-        "assistant_affect": assessment.affect.value,
-        "warranted": assessment.affect.warranted,
-        "over_index": assessment.affect.over_index,
-        "p_value": assessment.affect.p_value,
-        "visibility": visibility_of(assessment) if "affect" in over else None,
+        "assistant_affect": affect.value,
+        "warranted": affect.warranted,
+        "over_index": affect.over_index,
+        "p_value": affect.p_value,
+        "visibility": visible,
         "twin_over_index": assessment.twin.over_index,
-        "alerts": over,
+        "alerts": engine.observe(policy, "", assessment, visible or "") if judged else [],
     }
+
+
+def _read(source: Path) -> list[tuple[int, bytes]]:
+    """Lines that are not blank, each with its number in the file."""
+    try:
+        raw = source.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise CorpusError("--input", f"{source}: {error.strerror}; name a file that can be read") from None
+    return [(number, line) for number, line in enumerate(raw.splitlines(), 1) if line.strip()]
+
+
+def _check_target(target: Path) -> None:
+    """Refuses, before the work, a target that could not be written after it."""
+    if target.is_dir():
+        raise SetupError("--output", f"{target} is a folder; name a file")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise SetupError("--output", f"{target} cannot be written; make its folder or name another file")
+
+
+def _write(target: Path, results: Sequence[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n" for result in results)
+    try:
+        # Half a surrogate pair has no UTF-8; written as an escape it is JSON all the same.
+        target.write_bytes(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise SetupError("--output", f"{target}: {error.strerror}; name another file") from None
+
+
+def _failure(name: str | int | None, field: str, message: str) -> dict[str, Any]:
+    return {"id": name, "error": {"field": field, "message": message}}
 
 
 def _batches(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
@@ -254,9 +334,15 @@ def _batches(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
         yield batch
 
 
-def _id_of(raw: bytes) -> Any:
-    with suppress(ValueError):
+def _is_id(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _id_of(raw: bytes) -> str | int | None:
+    """The id of a line that cannot be scored, where it has one."""
+    with suppress(ValueError, RecursionError):
         document = json.loads(raw)
-        if isinstance(document, dict):
-            return document.get("id")
+        if isinstance(document, dict) and _is_id(document.get("id")):
+            name: str | int = document["id"]
+            return name
     return None

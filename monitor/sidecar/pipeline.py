@@ -11,7 +11,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import structlog
@@ -24,13 +25,17 @@ from monitor.policy.schema import Policy, PolicyFile
 from monitor.probes.bank import Bank
 from monitor.probes.score import Scorer
 from monitor.turns.roles import Ints, RoleLabeller
-from monitor.turns.tracker import TurnStats, TurnTracker
+from monitor.turns.tracker import Floats, TurnStats, TurnTracker
 from monitor.wire.codec import Frame, rows_of
 from monitor.wire.v1 import ingest_pb2
 
 _LOG = structlog.get_logger("pipeline")
 _MAX_ID_LENGTH = 256
 _MAX_LABELS, _MAX_LABEL_LENGTH = 16, 128
+_MAX_FAULTS = 100
+"""Faults told for one frame; all are counted. An answer has to stay smaller than what clients take."""
+MAX_MESSAGE_LENGTH = 1000
+"""Characters of what a fault says; a message may quote what it found, and that may be long."""
 _VISIBLE_P = 0.05
 """The text twin sees an over-index when its own p-value is at most this."""
 _VISIBILITY = {
@@ -45,6 +50,10 @@ GAP_REASONS = {
     ingest_pb2.GAP_REASON_SAMPLED_OUT: "sampled_out",
 }
 _UNTOLD = "untold"
+FAULT_REASONS = (
+    "double_start", "dtype", "end_without_start", "event", "frame", "frame_size", "gap", "gap_without_start", "hello",
+    "id", "internal", "labels", "model_mismatch", "shape", "spans", "stream_limit", "turn_limit", "unknown_request",
+)  # fmt: skip
 MARKS = ("unvalidated", "partial", "abandoned", "nonfinite", "low_coverage", "short")
 
 
@@ -57,14 +66,13 @@ class OpenTurn:
     start: ingest_pb2.Start
     policy: Policy
     gaps: dict[str, int] = field(default_factory=dict)
-    nonfinite: int = 0
 
 
 @dataclass
 class EngineSession:
     """What is known of one engine rank, across its reconnections."""
 
-    hello: ingest_pb2.Hello
+    key: tuple[str, int, bool]
     validated: bool
     turns: dict[str, OpenTurn] = field(default_factory=dict)
     streams: int = 0
@@ -75,6 +83,16 @@ class Processed(NamedTuple):
 
     assessments: list[ingest_pb2.Assessment]
     faults: list[ingest_pb2.Fault]
+
+
+class Status(TypedDict):
+    """Counts for the status page and GetStatus."""
+
+    validated: bool
+    open_streams: int
+    open_turns: int
+    finished_turns: int
+    scored_tokens: int
 
 
 class Pipeline:
@@ -113,12 +131,12 @@ class Pipeline:
         self._touched = np.zeros(max_open_turns)
         self._timeout = turn_timeout
         self._allow_unvalidated = allow_unvalidated
-        self._sessions: dict[tuple[str, int], EngineSession] = {}
+        self._sessions: dict[tuple[str, int, bool], EngineSession] = {}
         self._finished: OrderedDict[str, ingest_pb2.Assessment] = OrderedDict()
         self._keep = keep_turns
         self._watchers: list[Callable[[ingest_pb2.Assessment], None]] = []
         self._lock = threading.Lock()
-        self._turns = 0
+        self._begun = self._ended = 0
         metrics.set("affect_turns_capacity", max_open_turns)
         self._declare()
 
@@ -128,15 +146,25 @@ class Pipeline:
         """Admits an engine.
 
         Raises:
+            FrameError: It does not say who it is.
             ModelMismatchError: It serves another model than the bank's, or other layers.
         """
         model = self.bank.card.model
+        if not 0 < len(hello.engine_id) <= _MAX_ID_LENGTH:
+            raise FrameError(
+                "hello.engine_id",
+                f"must have 1 to {_MAX_ID_LENGTH} characters; name the engine process, the same at every connection",
+                reason="id",
+            )
         if tuple(hello.layers) != self.bank.card.layers:
             raise ModelMismatchError(
                 "hello.layers", f"{list(hello.layers)} where the bank wants {list(self.bank.card.layers)}; ask Describe"
             )
         if hello.hidden_size != model.hidden_size:
-            raise ModelMismatchError("hello.hidden_size", f"{hello.hidden_size} where the bank has {model.hidden_size}")
+            raise ModelMismatchError(
+                "hello.hidden_size",
+                f"{hello.hidden_size} where the bank has {model.hidden_size}; it belongs to {model.name}",
+            )
         difference = _first_difference(hello, self.bank)
         if difference and not self._allow_unvalidated:
             raise ModelMismatchError(
@@ -144,11 +172,13 @@ class Pipeline:
                 f"is not that of the bank's model {model.name}; calibrate a bank for this model, "
                 "or set allow_unvalidated to score it all the same",
             )
+        # A model that fits and one that does not never share their turns, whatever the engine calls itself.
+        key = (hello.engine_id, hello.data_parallel_rank, not difference)
         with self._lock:
-            session = self._sessions.setdefault(
-                (hello.engine_id, hello.data_parallel_rank), EngineSession(hello, validated=not difference)
-            )
-            session.validated = not difference and self.bank.card.validated
+            session = self._sessions.get(key)
+            if session is None:
+                validated = not difference and self.bank.card.validated
+                session = self._sessions[key] = EngineSession(key, validated)
             session.streams += 1
             self._count_streams()
         return session
@@ -157,29 +187,30 @@ class Pipeline:
         """A stream of an engine is over; its turns wait for its return until they time out."""
         with self._lock:
             session.streams -= 1
+            self._forget(session)
             self._count_streams()
 
     def process(self, session: EngineSession, frame: Frame) -> Processed:
         """Takes one frame: scores its rows, finishes its turns; sets bad input aside as faults."""
         began = time.perf_counter()
         done = Processed([], [])
-        message = frame.message
+        message, sequence = frame.message, frame.message.sequence
+        resumes = message.HasField("hello")
         with self._lock:
             for event in message.events:
                 if event.WhichOneof("kind") == "start":
-                    self._guard(
-                        done, message, event.request_id, self._start, session, event, bool(message.hello.layers)
-                    )
+                    self._guard(done, sequence, event.request_id, self._start, session, event, resumes)
             if message.spans.request_ids or message.HasField("rows"):
-                self._guard(done, message, "", self._rows, session, frame, done)
+                self._guard(done, sequence, "", self._rows, session, frame, done)
             for event in message.events:
                 kind = event.WhichOneof("kind")
                 if kind == "gap":
-                    self._guard(done, message, event.request_id, self._gap, session, event)
+                    self._guard(done, sequence, event.request_id, self._gap, session, event)
                 elif kind == "end":
-                    self._guard(done, message, event.request_id, self._end, session, event, done)
+                    self._guard(done, sequence, event.request_id, self._end, session, event, done)
                 elif kind is None:
-                    self._fault(done, message, event.request_id, TurnError("events", "names no kind", reason="event"))
+                    error = TurnError("events", "names no kind; set start, end or gap", reason="event")
+                    self._fault(done, sequence, event.request_id, error)
             self.metrics.set("affect_turns_open", self._tracker.open_turns)
         self.metrics.add("affect_frames_total")
         self.metrics.add("affect_received_bytes_total", frame.size)
@@ -188,23 +219,23 @@ class Pipeline:
             self.metrics.observe("affect_ingest_lag_seconds", max(0.0, time.time() - message.sent_unix_ns / 1e9))
         return done
 
-    def refuse(self, sequence: int, error: FrameError) -> Processed:
-        """Counts a frame that could not be taken at all."""
+    def refuse(self, sequence: int, error: AffectMonitorError) -> Processed:
+        """Counts what could not be taken at all: a frame, a field of one, a stream."""
         done = Processed([], [])
-        self._fault(done, ingest_pb2.StreamActivationsRequest(sequence=sequence), "", error)
+        self._fault(done, sequence, "", error)
         return done
 
     def sweep(self) -> list[ingest_pb2.Assessment]:
-        """Gives up turns that have been silent for too long, and sessions that are empty and gone."""
+        """Gives up turns that have been silent for too long."""
         before = time.monotonic() - self._timeout
         done = Processed([], [])
+        give_up = partial(self._finish, abandoned=True)
         with self._lock:
-            for key, session in list(self._sessions.items()):
+            for session in list(self._sessions.values()):
                 for request_id, turn in list(session.turns.items()):
                     if self._touched[turn.slot] < before:
-                        self._finish(session, request_id, 0, done, abandoned=True)
-                if not session.turns and not session.streams:
-                    del self._sessions[key]
+                        self._guard(done, 0, request_id, give_up, session, request_id, 0, done)
+                self._forget(session)
             self.metrics.set("affect_turns_open", self._tracker.open_turns)
         return done.assessments
 
@@ -235,70 +266,65 @@ class Pipeline:
         """Calls ``watcher`` with every turn that finishes from now on; returns what ends that."""
         with self._lock:
             self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
 
-    def status(self) -> dict[str, int | bool]:
+        def stop() -> None:
+            with self._lock:
+                self._watchers.remove(watcher)
+
+        return stop
+
+    def status(self) -> Status:
         """Counts for the status page and GetStatus."""
         with self._lock:
+            connected = [session for session in self._sessions.values() if session.streams]
             return {
-                "validated": all(session.validated for session in self._sessions.values()) and self.bank.card.validated,
-                "open_streams": sum(session.streams for session in self._sessions.values()),
+                "validated": self.bank.card.validated and all(session.validated for session in connected),
+                "open_streams": sum(session.streams for session in connected),
                 "open_turns": self._tracker.open_turns,
-                "finished_turns": self._turns,
+                "finished_turns": self._ended,
                 "scored_tokens": int(self.metrics.value("affect_tokens_scored_total")),
             }
 
     # -- one frame ----------------------------------------------------------------------------------------------------
 
-    def _guard(
-        self,
-        done: Processed,
-        message: ingest_pb2.StreamActivationsRequest,
-        request_id: str,
-        step: Callable[..., None],
-        *args: object,
-    ) -> None:
+    def _guard(self, done: Processed, sequence: int, request_id: str, step: Callable[..., None], *args: object) -> None:
         """Runs one step; what it refuses becomes a fault and nothing else is lost."""
         try:
             step(*args)
         except AffectMonitorError as error:
-            self._fault(done, message, request_id, error)
+            self._fault(done, sequence, request_id, error)
+        except Exception as error:  # noqa: BLE001 - an error of ours must not cost the stream
+            self._fault(done, sequence, request_id, internal_error(error))
 
-    def _fault(
-        self,
-        done: Processed,
-        message: ingest_pb2.StreamActivationsRequest,
-        request_id: str,
-        error: AffectMonitorError,
-    ) -> None:
-        done.faults.append(
-            ingest_pb2.Fault(
-                sequence=message.sequence,
-                request_id=request_id[:_MAX_ID_LENGTH],
-                reason=error.reason,
-                field=error.field,
-                message=error.message,
-            )
-        )
+    def _fault(self, done: Processed, sequence: int, request_id: str, error: AffectMonitorError) -> None:
+        """Counts a fault; tells of it, and logs the first of its kind in a frame."""
         self.metrics.add("affect_faults_total", 1, error.reason)
-        _LOG.warning("bad_input", reason=error.reason, field=error.field, message=error.message)
+        message = error.message[:MAX_MESSAGE_LENGTH]
+        if all(fault.reason != error.reason for fault in done.faults):
+            _LOG.warning("bad_input", reason=error.reason, field=error.field, message=message)
+        if len(done.faults) < _MAX_FAULTS:
+            done.faults.append(
+                ingest_pb2.Fault(
+                    sequence=sequence,
+                    request_id=request_id[:_MAX_ID_LENGTH],
+                    reason=error.reason,
+                    field=error.field,
+                    message=message,
+                )
+            )
 
-    def _start(self, session: EngineSession, event: ingest_pb2.Event, resumes: bool) -> None:  # noqa: FBT001
+    def _forget(self, session: EngineSession) -> None:
+        """Lets go of an engine that is gone and has left nothing behind."""
+        if not session.turns and not session.streams:
+            self._sessions.pop(session.key, None)
+
+    def _start(self, session: EngineSession, event: ingest_pb2.Event, resumes: bool) -> None:
         request_id, start = event.request_id, event.start
         if request_id in session.turns:
             if resumes:
                 return
             raise TurnError("events.start", "the request has already begun; end it first", reason="double_start")
-        if not request_id or len(request_id) > _MAX_ID_LENGTH:
-            raise TurnError("events.request_id", f"must have 1 to {_MAX_ID_LENGTH} characters", reason="request_id")
-        if len(start.labels) > _MAX_LABELS or any(
-            len(name) > _MAX_LABEL_LENGTH or len(value) > _MAX_LABEL_LENGTH for name, value in start.labels.items()
-        ):
-            raise TurnError(
-                "events.start.labels",
-                f"at most {_MAX_LABELS} labels of at most {_MAX_LABEL_LENGTH} characters",
-                reason="labels",
-            )
+        _check_start(request_id, start)
         slot = self._tracker.open(start.prompt_length)
         if slot is None:
             raise TurnError(
@@ -306,16 +332,22 @@ class Pipeline:
                 f"{self._tracker.capacity} turns are open, which is the limit; raise max_open_turns",
                 reason="turn_limit",
             )
-        self._turns += 1
+        self._begun += 1
         self._touched[slot] = time.monotonic()
-        turn_id = f"{self.bank.card.bank_id}-{time.time_ns():x}-{self._turns:x}"
+        turn_id = f"{self.bank.card.bank_id}-{time.time_ns():x}-{self._begun:x}"
         session.turns[request_id] = OpenTurn(slot, turn_id, start, self.policies.route(dict(start.labels)))
 
     def _rows(self, session: EngineSession, frame: Frame, done: Processed) -> None:
-        spans = frame.message.spans
+        spans, sequence = frame.message.spans, frame.message.sequence
+        if not frame.message.HasField("rows"):
+            raise FrameError(
+                "rows", f"missing for {len(spans.request_ids)} spans; send both or neither", reason="spans"
+            )
         rows = rows_of(frame)
         if not len(spans.request_ids) == len(spans.starts) == len(spans.counts):
             raise FrameError("spans", "request_ids, starts and counts must be equally long", reason="spans")
+        if len(set(spans.request_ids)) < len(spans.request_ids):
+            raise FrameError("spans.request_ids", "a request has at most one span a frame; merge them", reason="spans")
         counts = np.array(spans.counts, np.int64)
         starts = np.array(spans.starts, np.int64)
         token_ids = np.array(spans.token_ids, np.int64)
@@ -328,36 +360,32 @@ class Pipeline:
             )
         scores = self._scorer.score(rows, token_ids)
         turns = [session.turns.get(request_id) for request_id in spans.request_ids]
-        if len(set(spans.request_ids)) < len(turns):
-            raise FrameError("spans.request_ids", "a request has at most one span a frame", reason="spans")
         known = np.array([turn is not None for turn in turns], bool)
         if not known.all():
+            error = TurnError("spans.request_ids", "no such request; send its start first", reason="unknown_request")
             for index in np.flatnonzero(~known):
-                error = TurnError(
-                    "spans.request_ids", "no such request; send its start first", reason="unknown_request"
-                )
-                self._fault(done, frame.message, spans.request_ids[index], error)
+                self._fault(done, sequence, spans.request_ids[index], error)
             held = np.repeat(known, counts)
             counts, starts, token_ids, scores = counts[known], starts[known], token_ids[held], scores[held]
         here = [turn for turn in turns if turn is not None]
         if here:
             self._fold(here, starts, counts, token_ids, scores)
 
-    def _fold(self, turns: list[OpenTurn], starts: Ints, counts: Ints, token_ids: Ints, scores: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _fold(self, turns: list[OpenTurn], starts: Ints, counts: Ints, token_ids: Ints, scores: Floats) -> None:
         slots = np.fromiter((turn.slot for turn in turns), np.int64, len(turns))
         self._touched[slots] = time.monotonic()
         folded = self._tracker.fold(slots, starts, counts, token_ids, scores)
         self.metrics.add("affect_tokens_scored_total", folded.scored)
-        if folded.replayed:
-            self.metrics.add("affect_tokens_replayed_total", folded.replayed)
-        if folded.nonfinite:
-            self.metrics.add("affect_tokens_nonfinite_total", folded.nonfinite)
+        self.metrics.add("affect_tokens_replayed_total", folded.replayed)
+        self.metrics.add("affect_tokens_nonfinite_total", folded.nonfinite)
 
     def _gap(self, session: EngineSession, event: ingest_pb2.Event) -> None:
         turn = self._known(session, event)
         reason = GAP_REASONS.get(event.gap.reason)
         if reason is None:
-            raise TurnError("events.gap.reason", f"{event.gap.reason} is unknown", reason="gap")
+            known = ", ".join(GAP_REASONS.values()).upper()
+            raise TurnError("events.gap.reason", f"{event.gap.reason} is unknown; send one of {known}", reason="gap")
+        self._touched[turn.slot] = time.monotonic()
         skipped = self._tracker.skip(turn.slot, event.gap.start, event.gap.count)
         if skipped:
             turn.gaps[reason] = turn.gaps.get(reason, 0) + skipped
@@ -401,6 +429,7 @@ class Pipeline:
             user_tokens=stats.user_tokens,
             external_id=turn.start.external_id,
         )
+        self._ended += 1
         self._judge(turn, stats, message)
         self._count_turn(turn.policy, message)
         self._remember(message)
@@ -478,6 +507,7 @@ class Pipeline:
         metrics.declare("affect_turns_over_total", targets)
         metrics.declare("affect_alerts_fired_total", targets)
         metrics.declare("affect_turns_unjudged_total", [(name, mark) for name in names for mark in MARKS])
+        metrics.declare("affect_faults_total", [(reason,) for reason in FAULT_REASONS])
         metrics.declare("affect_tokens_missing_total", [(reason,) for reason in (*GAP_REASONS.values(), _UNTOLD)])
         metrics.replace("affect_bank_info", {(card.bank_id, card.model.name, str(card.validated).lower()): 1.0})
 
@@ -506,7 +536,7 @@ def fill(message: ingest_pb2.Assessment, assessment: TurnAssessment, visibility:
     message.over_index = assessment.affect.over_index
     message.p_value = assessment.affect.p_value
     message.twin_over_index = assessment.twin.over_index
-    message.visibility = _VISIBILITY[visibility]  # type: ignore[assignment]
+    message.visibility = _VISIBILITY[visibility]
     message.prepared = assessment.prepared
     message.peak = assessment.peak
     for name, excess in assessment.families.items():
@@ -530,3 +560,31 @@ def _first_difference(hello: ingest_pb2.Hello, bank: Bank) -> str:
         if said and said != expected:
             return name
     return ""
+
+
+def internal_error(error: Exception) -> AffectMonitorError:
+    """An error of the sidecar's own as a fault; the log gets what is needed to mend it."""
+    _LOG.error("internal_error", exc_info=error)
+    return FrameError(
+        "frame",
+        f"the sidecar failed on it ({type(error).__name__}); its log says where, please report it",
+        reason="internal",
+    )
+
+
+def _check_start(request_id: str, start: ingest_pb2.Start) -> None:
+    """Refuses names that would fill the memory of the sidecar."""
+    ids = {"request_id": request_id, "start.external_id": start.external_id, "start.session_id": start.session_id}
+    for name, value in ids.items():
+        if len(value) > _MAX_ID_LENGTH:
+            raise TurnError(f"events.{name}", f"has more than {_MAX_ID_LENGTH} characters; shorten it", reason="id")
+    if not request_id:
+        raise TurnError("events.request_id", "must not be empty; name the request", reason="id")
+    if len(start.labels) > _MAX_LABELS or any(
+        len(name) > _MAX_LABEL_LENGTH or len(value) > _MAX_LABEL_LENGTH for name, value in start.labels.items()
+    ):
+        raise TurnError(
+            "events.start.labels",
+            f"at most {_MAX_LABELS} labels of at most {_MAX_LABEL_LENGTH} characters; send those policies match on",
+            reason="labels",
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 import stat
 import threading
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import structlog
 import torch
+from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -31,15 +32,16 @@ from monitor.policy.schema import load_policy
 from monitor.probes.bank import load_bank
 from monitor.settings import SidecarSettings
 from monitor.sidecar.pipeline import Pipeline
-from monitor.sidecar.servicer import IngestServicer, InspectServicer
+from monitor.sidecar.servicer import MAX_STREAMS, MAX_WATCHERS, IngestServicer, InspectServicer
 from monitor.wire.v1 import inspect_pb2_grpc
 
 _LOG = structlog.get_logger("sidecar")
 _SOCKET_MODE = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP
-_STREAMS = 64
-"""Streams at once: each holds a thread for as long as its engine is connected."""
+_THREADS = MAX_STREAMS + MAX_WATCHERS + 16
+"""Some are left for calls that end at once, so that health and refusals never wait for a stream."""
 _HARD_MESSAGE_LIMIT = 64 << 20
 _SWEEP_SECONDS = 1.0
+_GRACE_SECONDS = 1.0
 _READY, _LIVE = "affect.monitor.v1.IngestService", ""
 
 
@@ -61,7 +63,6 @@ class Sidecar:
         bank = load_bank(settings.bank)
         policies = load_policy(settings.policy, bank)
         reload_result(self.metrics, successful=True)
-        self._sender: AlertmanagerSender | None = None
         self.alerts = AlertEngine(self._notify)
         self.pipeline = Pipeline(
             bank,
@@ -73,18 +74,22 @@ class Sidecar:
             allow_unvalidated=settings.allow_unvalidated,
             keep_turns=settings.keep_turns,
         )
-        self._stopping = threading.Event()
+        self._serving, self._stopping = threading.Event(), threading.Event()
+        self._reloading = threading.Lock()
         self._health = health.HealthServicer()
-        self._grpc = self._serve_grpc()
-        try:
-            self._http = self._serve_http()
-        except SetupError:
-            self._grpc.stop(None)
-            raise
+        self._ingest = IngestServicer(self.pipeline, settings)
+        self._http = self._serve_http()
+        self._sender: AlertmanagerSender | None = None
         if settings.alertmanager_url:
             self._sender = AlertmanagerSender(settings.alertmanager_url, self.metrics, self._firing)
+        try:
+            self._grpc = self._serve_grpc()
+        except SetupError:
+            self._close()
+            raise
         self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
         self._sweeper.start()
+        self._serving.set()
         self._health.set(_READY, health_pb2.HealthCheckResponse.SERVING)
         _LOG.info(
             "serving",
@@ -102,56 +107,65 @@ class Sidecar:
 
     def reload(self) -> bool:
         """Takes the policy file anew; a bad one is refused and the old one stays."""
-        try:
-            policies = load_policy(self._settings.policy, self.pipeline.bank)
-        except PolicyError as error:
-            reload_result(self.metrics, successful=False)
-            _LOG.error("reload_refused", field=error.field, message=error.message)  # noqa: TRY400 - expected
-            return False
-        self.pipeline.replace_policies(policies)
-        reload_result(self.metrics, successful=True)
+        with self._reloading:
+            try:
+                policies = load_policy(self._settings.policy, self.pipeline.bank)
+            except PolicyError as error:
+                reload_result(self.metrics, successful=False)
+                _LOG.error("reload_refused", field=error.field, message=error.message)
+                return False
+            self.pipeline.replace_policies(policies)
+            reload_result(self.metrics, successful=True)
         _LOG.info("reloaded", policies=[policy.name for policy in policies.policies])
         return True
 
     def stop(self) -> None:
         """Drains: no new streams, open ones get their time, alerts that wait go out."""
-        self._health.enter_graceful_shutdown()
-        self._stopping.set()
+        self._serving.clear()
+        self._health.set(_READY, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._ingest.drain()
         deadline = time.monotonic() + self._settings.drain_seconds
         while self.pipeline.status()["open_turns"] and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._grpc.stop(1.0).wait()
+        self._stopping.set()
+        self._grpc.stop(_GRACE_SECONDS).wait()
+        self._close()
+        _LOG.info("stopped", finished_turns=self.pipeline.status()["finished_turns"])
+
+    def _close(self) -> None:
         if self._sender is not None:
             self._sender.close()
         self._http.stop()
-        _LOG.info("stopped", finished_turns=self.pipeline.status()["finished_turns"])
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _serve_grpc(self) -> grpc.Server:
         server = grpc.server(
-            futures.ThreadPoolExecutor(_STREAMS, "grpc"),
+            futures.ThreadPoolExecutor(_THREADS, "grpc"),
             options=[
                 ("grpc.max_receive_message_length", _HARD_MESSAGE_LIMIT),
                 ("grpc.so_reuseport", 0),
+                # An engine whose machine is gone must not hold its stream for ever.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
-        server.add_generic_rpc_handlers((IngestServicer(self.pipeline, self._settings).handler(),))
+        server.add_generic_rpc_handlers((self._ingest.handler(),))
         inspect_pb2_grpc.add_InspectServiceServicer_to_server(InspectServicer(self.pipeline), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._health.set(_LIVE, health_pb2.HealthCheckResponse.SERVING)
         address = self._settings.ingest
-        socket_path = Path(address.removeprefix("unix://")) if address.startswith("unix:") else None
+        socket_path = Path(address.removeprefix("unix:").removeprefix("//")) if address.startswith("unix:") else None
         if socket_path is not None:
             _clear_socket(socket_path)
         try:
             self.ingest_port = server.add_insecure_port(address)
-        except RuntimeError as error:
+            if socket_path is not None:
+                socket_path.chmod(_SOCKET_MODE)
+        except (RuntimeError, OSError) as error:
             raise SetupError("--ingest", f"cannot listen on {address} ({error}); choose another address") from None
         server.start()
-        if socket_path is not None:
-            os.chmod(socket_path, _SOCKET_MODE)
         return server
 
     def _serve_http(self) -> RunningServer:
@@ -175,8 +189,8 @@ class Sidecar:
         return Response(encode(self._registry), headers={"content-type": content_type})
 
     def _ready_page(self, _request: Request) -> Response:
-        if self._stopping.is_set():
-            return PlainTextResponse("draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        if not self._serving.is_set():
+            return PlainTextResponse("starting or draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ready\n")
 
     def _reload_page(self, _request: Request) -> Response:
@@ -199,8 +213,6 @@ class Sidecar:
         )
 
     def _turns_page(self, _request: Request) -> Response:
-        from google.protobuf.json_format import MessageToDict
-
         return JSONResponse([MessageToDict(turn) for turn in self.pipeline.recent()])
 
     # -- alerts -------------------------------------------------------------------------------------------------------
@@ -222,14 +234,21 @@ def _clear_socket(path: Path) -> None:
     """Removes a socket a dead sidecar left; refuses to remove anything else or a socket in use."""
     if not path.parent.is_dir():
         raise SetupError("--ingest", f"folder {path.parent} does not exist; create it or choose another path")
-    if not path.exists():
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(path.stat().st_mode):
+    except OSError as error:
+        raise SetupError("--ingest", f"cannot look at {path} ({error.strerror}); choose another path") from None
+    if not stat.S_ISSOCK(kind):
         raise SetupError("--ingest", f"{path} exists and is no socket; choose another path")
-    with grpc.insecure_channel(f"unix://{path}") as channel:
+    with socket.socket(socket.AF_UNIX) as probe:
         try:
-            grpc.channel_ready_future(channel).result(0.3)
-        except grpc.FutureTimeoutError:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
             path.unlink()
             return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SetupError("--ingest", f"cannot tell who serves on {path} ({reason}); choose another path") from None
     raise SetupError("--ingest", f"another sidecar serves on {path}; stop it or choose another path")

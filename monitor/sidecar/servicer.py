@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import queue
+import threading
+from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from monitor import __version__
-from monitor.errors import FrameError, ModelMismatchError
+from monitor.errors import AffectMonitorError, FrameError, ModelMismatchError
 from monitor.policy.engine import Alert, AlertState
 from monitor.settings import SidecarSettings
-from monitor.sidecar.pipeline import EngineSession, Pipeline, Processed
+from monitor.sidecar.pipeline import MAX_MESSAGE_LENGTH, EngineSession, Pipeline, Processed, internal_error
 from monitor.wire.codec import Frame, decode_frame
 from monitor.wire.v1 import ingest_pb2, inspect_pb2, inspect_pb2_grpc
 
+MAX_STREAMS, MAX_WATCHERS = 64, 16
+"""At once: each holds a thread of the server for as long as it is open."""
 _WATCH_QUEUE = 1000
+_ANSWER_ASSESSMENTS = 64
+"""Assessments in one answer, so that it stays below the 4 MiB that gRPC clients take."""
 _STATES = {
     AlertState.PENDING: inspect_pb2.ALERT_STATE_PENDING,
     AlertState.FIRING: inspect_pb2.ALERT_STATE_FIRING,
@@ -30,6 +35,12 @@ class IngestServicer:
     def __init__(self, pipeline: Pipeline, settings: SidecarSettings) -> None:
         self._pipeline = pipeline
         self._settings = settings
+        self._free = threading.Semaphore(MAX_STREAMS)
+        self._draining = threading.Event()
+
+    def drain(self) -> None:
+        """Takes no new streams from now on; those that are open go on."""
+        self._draining.set()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service as gRPC takes it."""
@@ -66,22 +77,35 @@ class IngestServicer:
         self, frames: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[ingest_pb2.StreamActivationsResponse]:
         """Takes the frames of one engine rank until it hangs up."""
-        session: EngineSession | None = None
-        sequence = 0
+        if self._draining.is_set():
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the sidecar is stopping; connect again")
+        if not self._free.acquire(blocking=False):
+            full = FrameError("stream", f"{MAX_STREAMS} are open, the limit; come later", reason="stream_limit")
+            self._refuse(0, full, context, grpc.StatusCode.RESOURCE_EXHAUSTED)
         try:
-            for raw in frames:
-                sequence += 1
+            yield from self._take(frames, context)
+        finally:
+            self._free.release()
+
+    def _take(
+        self, frames: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[ingest_pb2.StreamActivationsResponse]:
+        session: EngineSession | None = None
+        try:
+            # Frames are counted here: what a client says of its count may be missing or wrong.
+            for sequence, raw in enumerate(frames, 1):
                 try:
                     frame = self._decode(raw)
-                    if session is None:
-                        session = self._admit(frame, context)
-                    elif frame.message.HasField("hello"):
-                        raise FrameError("hello", "belongs into the first frame of a stream alone", reason="hello")
-                    done = self._pipeline.process(session, frame)
-                    sequence = max(sequence, frame.message.sequence)
                 except FrameError as error:
                     done = self._pipeline.refuse(sequence, error)
-                yield _response(sequence, len(raw), done)
+                else:
+                    frame.message.sequence = sequence
+                    if session is None:
+                        session = self._admit(frame, context)
+                        done = self._process(session, frame)
+                    else:
+                        done = self._process_later(session, frame)
+                yield from _answers(sequence, len(raw), done)
         finally:
             if session is not None:
                 self._pipeline.disconnect(session)
@@ -96,27 +120,59 @@ class IngestServicer:
         return decode_frame(raw)
 
     def _admit(self, frame: Frame, context: grpc.ServicerContext) -> EngineSession:
+        sequence = frame.message.sequence
         if not frame.message.HasField("hello"):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "hello: the first frame of a stream must carry it")
+            missing = FrameError("hello", "missing; the first frame of a stream must carry it", reason="hello")
+            self._refuse(sequence, missing, context, grpc.StatusCode.INVALID_ARGUMENT)
         try:
             return self._pipeline.connect(frame.message.hello)
         except ModelMismatchError as error:
             self._pipeline.metrics.add("affect_streams_refused_total")
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            raise
+            self._refuse(sequence, error, context, grpc.StatusCode.FAILED_PRECONDITION)
+        except FrameError as error:
+            self._refuse(sequence, error, context, grpc.StatusCode.INVALID_ARGUMENT)
+
+    def _refuse(
+        self, sequence: int, error: AffectMonitorError, context: grpc.ServicerContext, code: grpc.StatusCode
+    ) -> NoReturn:
+        """Ends a stream that cannot be taken, counted like any other bad input."""
+        self._pipeline.refuse(sequence, error)
+        context.abort(code, str(error)[:MAX_MESSAGE_LENGTH])
+        raise AssertionError("abort raises")
+
+    def _process_later(self, session: EngineSession, frame: Frame) -> Processed:
+        """A frame that is not the first: one with a hello has a fault, and counts all the same."""
+        if not frame.message.HasField("hello"):
+            return self._process(session, frame)
+        frame.message.ClearField("hello")
+        error = FrameError("hello", "belongs into the first frame of a stream alone; leave it out", reason="hello")
+        refused, done = self._pipeline.refuse(frame.message.sequence, error), self._process(session, frame)
+        return Processed(done.assessments, [*refused.faults, *done.faults])
+
+    def _process(self, session: EngineSession, frame: Frame) -> Processed:
+        try:
+            return self._pipeline.process(session, frame)
+        except Exception as error:  # noqa: BLE001 - an error of ours must not cost the stream
+            return self._pipeline.refuse(frame.message.sequence, internal_error(error))
 
 
-def _response(sequence: int, size: int, done: Processed) -> ingest_pb2.StreamActivationsResponse:
-    return ingest_pb2.StreamActivationsResponse(
-        through_sequence=sequence, credit_bytes=size, assessments=done.assessments, faults=done.faults
+def _answers(sequence: int, size: int, done: Processed) -> Iterator[ingest_pb2.StreamActivationsResponse]:
+    """Answers to one frame; its credit comes with the last."""
+    finished, faults = done
+    while len(finished) > _ANSWER_ASSESSMENTS:
+        part, finished = finished[:_ANSWER_ASSESSMENTS], finished[_ANSWER_ASSESSMENTS:]
+        yield ingest_pb2.StreamActivationsResponse(through_sequence=sequence - 1, assessments=part)
+    yield ingest_pb2.StreamActivationsResponse(
+        through_sequence=sequence, credit_bytes=size, assessments=finished, faults=faults
     )
 
 
-class InspectServicer(inspect_pb2_grpc.InspectServiceServicer):  # type: ignore[misc]
+class InspectServicer(inspect_pb2_grpc.InspectServiceServicer):
     """Reads the state of the sidecar."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self._free = threading.Semaphore(MAX_WATCHERS)
 
     def GetStatus(self, request: Any, context: grpc.ServicerContext) -> inspect_pb2.GetStatusResponse:  # noqa: ARG002, N802
         """What is loaded and how it is doing."""
@@ -142,19 +198,38 @@ class InspectServicer(inspect_pb2_grpc.InspectServiceServicer):  # type: ignore[
 
     def WatchTurns(self, request: Any, context: grpc.ServicerContext) -> Iterator[inspect_pb2.WatchTurnsResponse]:  # noqa: N802
         """Turns as they finish; a watcher that falls behind loses the oldest."""
-        waiting: queue.Queue[ingest_pb2.Assessment | None] = queue.Queue(_WATCH_QUEUE)
-
-        def put(turn: ingest_pb2.Assessment | None) -> None:
-            if waiting.full():
-                waiting.get_nowait()
-            waiting.put_nowait(turn)
-
-        stop = self._pipeline.watch(put)
-        context.add_callback(lambda: put(None))
+        if not self._free.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHERS} watch already; come later")
         try:
-            while (turn := waiting.get()) is not None:
+            for turn in self._turns(context):
                 if request.policy in ("", turn.policy):
                     yield inspect_pb2.WatchTurnsResponse(assessment=turn)
+        finally:
+            self._free.release()
+
+    def _turns(self, context: grpc.ServicerContext) -> Iterator[ingest_pb2.Assessment]:
+        """Turns as they finish, until the watcher goes."""
+        waiting: deque[ingest_pb2.Assessment] = deque(maxlen=_WATCH_QUEUE)
+        changed = threading.Condition()
+
+        def put(turn: ingest_pb2.Assessment) -> None:
+            with changed:
+                waiting.append(turn)
+                changed.notify()
+
+        def wake() -> None:
+            with changed:
+                changed.notify()
+
+        stop = self._pipeline.watch(put)
+        try:
+            context.add_callback(wake)
+            while context.is_active():
+                with changed:
+                    changed.wait_for(lambda: waiting or not context.is_active())
+                    turns = list(waiting)
+                    waiting.clear()
+                yield from turns
         finally:
             stop()
 

@@ -174,7 +174,7 @@ class TurnTracker:
             roles[(position >= self._prompt[slots][span]) & (roles == Role.USER)] = Role.ASSISTANT
         # The first token of a sequence is an attention sink: its row is no measure of anything.
         roles[position == 0] = Role.TEMPLATE
-        finite: NDArray[np.bool_] = np.isfinite(scores).all(axis=1)
+        finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(scores), axis=1)
         self._tallies[slots, 0] += counts
         self._tallies[slots, 1] += np.add.reduceat(finite.astype(np.int64), first)
         for part, role in enumerate((Role.USER, Role.ASSISTANT)):
