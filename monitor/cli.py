@@ -1,25 +1,31 @@
 """The command line: thin, every command a few lines around the room that does the work.
 
-Exit codes: 0 done, 1 done but the answer is no (lines that failed, a bank that does not verify), 2 cannot be done.
+Exit codes: 0 done; 1 done but the answer is no (lines that failed, a bank or policy that does not pass a check);
+2 cannot be done.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from monitor.errors import AffectMonitorError, SetupError
+from monitor.errors import AffectMonitorError, BankError, PolicyError, SetupError
 
 try:
     import typer
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-except ImportError:
-    sys.exit("affect-monitor: the command line needs the sidecar extra: pip install 'affect-monitor[sidecar]'")
+    from rich.text import Text
+except ImportError as error:
+    print(f"error {error.name}: is not installed; pip install 'affect-monitor[sidecar]'", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from monitor.calibration.activations import Progress as Told
@@ -35,9 +41,7 @@ app.add_typer(bank_app, name="bank")
 
 _ERRORS = Console(stderr=True)
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
-_MODEL = Annotated[
-    str, typer.Option("--model", help="Name or folder of a transformers model; demo: the demo assistant.")
-]
+_MODEL = Annotated[str, typer.Option("--model", help="Folder of a transformers model; demo: the demo assistant.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -46,8 +50,21 @@ def main() -> None:
     try:
         app()
     except AffectMonitorError as error:
-        _ERRORS.print(f"[bold red]error[/] [bold]{error.field}[/]: {error.message}", highlight=False, soft_wrap=True)
+        _tell(error)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in {"", "monitor"}:
+            raise
+        _tell(SetupError(package, "is not installed; pip install 'affect-monitor[demo]'"))
+        sys.exit(2)
+
+
+def _tell(error: AffectMonitorError) -> None:
+    """One line on standard error: where the fault lies, what it is and how it is mended."""
+    # Not as markup: extras and lists stand in square brackets.
+    message = " ".join(error.message.split())
+    _ERRORS.print(Text.assemble(("error", "bold red"), " ", (error.field, "bold"), ": ", message), soft_wrap=True)
 
 
 @app.command()
@@ -59,6 +76,8 @@ def demo(
 ) -> None:
     """Watch a real chat model being monitored: fetches it, plays scripted conversations, shows scores and alerts."""
     _need("transformers", "demo")
+    if json_file is not None:
+        _check_writable(json_file.parent, "--json")
     from monitor.demo.run import limit_threads, play
 
     limit_threads()
@@ -100,12 +119,14 @@ def serve(
     if check_config:
         _check(chosen.bank, chosen.policy)
         return
-    from monitor.sidecar.server import Sidecar
-
-    sidecar = Sidecar(chosen)
+    # Before the bank is loaded: signals that come meanwhile must neither be lost nor end the process halfway.
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    from monitor.sidecar.server import Sidecar
+
+    sidecar = Sidecar(chosen)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=sidecar.reload).start())
     stop.wait()
     sidecar.stop()
@@ -113,7 +134,7 @@ def serve(
 
 @app.command("check-config")
 def check_config(bank: _BANK, policy: Annotated[Path, typer.Option(help="Policy file.")]) -> None:
-    """Check a bank and a policy file against each other."""
+    """Check a bank and a policy file against each other; exit code 1 when they do not fit."""
     _check(bank, policy)
 
 
@@ -129,6 +150,7 @@ def calibrate(
 ) -> None:
     """Make a bank: corpus -> activations -> probes -> calibration -> reference."""
     _need("sklearn", "calibrate")
+    _check_writable(out if out.exists() else out.parent, "--out")
     from monitor.calibration.calibrate import calibrate as make_bank
     from monitor.calibration.calibrate import read_corpus
     from monitor.calibration.corpus import SHIPPED
@@ -150,6 +172,9 @@ def score(
     source: Annotated[Path, typer.Option("--input", help="JSON Lines of conversations or texts.")],
     target: Annotated[Path, typer.Option("--output", help="Where the scores go, a line for a line.")],
     policy: Annotated[Path | None, typer.Option(help="Policy file; default: the service desk's.")] = None,
+    allow_unvalidated: Annotated[
+        bool, typer.Option("--allow-unvalidated", help="Score a model that is not the bank's.")
+    ] = False,
 ) -> None:
     """Score texts and conversations offline, by the sidecar's own code; exit code 1 when a line could not be scored."""
     _need("transformers", "demo")
@@ -159,7 +184,7 @@ def score(
 
     loaded = load_bank(bank)
     policies = load_policy(policy or SHIPPED / "service-desk.yaml", loaded)
-    scorer = OfflineScorer(loaded, policies, *_load(model))
+    scorer = OfflineScorer(loaded, policies, *_load(model), allow_unvalidated=allow_unvalidated)
     with _bar("lines") as told:
         speed = scorer.score_file(source, target, told)
     _ERRORS.print(
@@ -213,23 +238,43 @@ def bank_show(bank: Annotated[str, typer.Argument(help="Folder or name.")], as_j
 
 @bank_app.command("verify")
 def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or name.")]) -> None:
-    """Check hashes, shapes and values of a bank."""
+    """Check hashes, shapes and values of a bank; exit code 1 when it does not verify."""
     from monitor.probes.bank import load_bank
 
-    print(f"{load_bank(bank).card.bank_id} ok")
+    with _verdict():
+        print(f"{load_bank(bank).card.bank_id} ok")
 
 
 def _check(bank: str, policy: Path) -> None:
     from monitor.policy.schema import load_policy
     from monitor.probes.bank import load_bank
 
-    loaded = load_bank(bank)
-    policies = load_policy(policy, loaded)
+    with _verdict():
+        loaded = load_bank(bank)
+        policies = load_policy(policy, loaded)
     for entry in policies.policies:
         rates = {"affect": entry.turn.false_alarm_rate, **entry.families}
         told = ", ".join(f"{target} at {rate:g}" for target, rate in rates.items())
         turns = loaded.card.reference.turns[entry.stance]
         print(f"{entry.name}: stance {entry.stance.value}, {told}, judged against {turns} reference turns")
+
+
+@contextmanager
+def _verdict() -> Iterator[None]:
+    """Commands that check something: a fault in it is the answer no, not a command that cannot be carried out."""
+    try:
+        yield
+    except (BankError, PolicyError) as error:
+        if error.field.startswith("--"):
+            raise
+        _tell(error)
+        raise typer.Exit(1) from None
+
+
+def _check_writable(folder: Path, flag: str) -> None:
+    """Refuses, before the work, a place its result could not be put in."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise SetupError(flag, f"{folder} is no folder that can be written to; make it or name another place")
 
 
 def _load(model: str) -> tuple[Any, Any]:

@@ -44,20 +44,31 @@ def load_settings(file: Path | None, flags: dict[str, Any]) -> SidecarSettings:
         SetupError: A value is missing or wrong; names the setting, its flag and its variable.
     """
     given = {name: value for name, value in flags.items() if value is not None}
+    stored = _read(file) if file else {}
     try:
-        stored = yaml.safe_load(file.read_text()) or {} if file else {}
-        if not isinstance(stored, dict):
-            raise SetupError(str(file), "must be a mapping of settings to values")
         return _WithFile(stored)(**given)
-    except OSError as error:
-        raise SetupError("--settings", f"{file}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise SetupError(str(file), f"is not YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        flag = "--" + name.replace("_", "-")
-        raise SetupError(name, f"{first['msg']}; set {flag}, AFFECT_{name.upper()} or the settings file") from None
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(SidecarSettings.model_fields)
+            raise SetupError(f"{file}:{name}", f"is no setting; take it out, or choose one of {known}") from None
+        flag = f"--{name.replace('_', '-')}, " if name in flags else ""
+        raise SetupError(name, f"{first['msg']}; set {flag}AFFECT_{name.upper()} or the settings file") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.safe_load(file.read_bytes())
+    except OSError as error:
+        raise SetupError("--settings", f"{file}: {error.strerror}; name a file that can be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates and numbers that are none
+        raise SetupError(str(file), f"is not YAML: {error}") from None
+    if stored is None:
+        return {}
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise SetupError(str(file), "must be a mapping of settings to values, such as max_open_turns: 100")
+    return stored
 
 
 def _WithFile(stored: dict[str, Any]) -> type[SidecarSettings]:  # noqa: N802 - makes a class

@@ -103,53 +103,52 @@ def collect(
     Raises:
         CorpusError: A conversation has no tokens or is longer than the model's context.
     """
+    labeller = RoleLabeller(markers)
     shards = []
     for begin in range(0, len(conversations), _SHARD):
-        shard = conversations[begin : begin + _SHARD]
-        file = _shard_file(cache, layers, shard) if cache else None
-        found = load_file(file) if file and file.is_file() else None
-        if found is None:
-            found = _run_shard(model, tokenizer, markers, shard, layers)
-            if file:
-                _store(file, found)
-        shards.append(found)
+        ids = [render(tokenizer, messages) for messages in conversations[begin : begin + _SHARD]]
+        _check_lengths(ids, int(model.config.max_position_embeddings))
+        shards.append(_shard(model, ids, [segments(labeller, tokens) for tokens in ids], layers, cache))
         if progress is not None:
             progress(min(begin + _SHARD, len(conversations)), len(conversations))
     whole = {name: np.concatenate([shard[name] for shard in shards]) for name in ("means", "tokens", "token_ids")}
     return Activations(tuple(layers), **whole)
 
 
-def _shard_file(cache: tuple[Path, str], layers: Sequence[int], conversations: Sequence[Sequence[Message]]) -> Path:
-    folder, fingerprint = cache
-    identity = json.dumps([fingerprint, list(layers), [list(messages) for messages in conversations]], sort_keys=True)
-    return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.safetensors"
-
-
-def _store(file: Path, found: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(found, partial)
-    partial.replace(file)
-
-
-def _run_shard(
+def _shard(
     model: Any,
-    tokenizer: Any,
-    markers: Sequence[Marker],
-    conversations: Sequence[Sequence[Message]],
+    ids: Sequence[Sequence[int]],
+    parts: Sequence[NDArray[np.int64]],
     layers: Sequence[int],
+    cache: tuple[Path, str] | None,
 ) -> dict[str, Any]:
-    """Activations of some conversations, longest first, in batches of about equal cost."""
-    labeller = RoleLabeller(markers)
-    ids = [render(tokenizer, messages) for messages in conversations]
-    parts = [segments(labeller, tokens) for tokens in ids]
-    _check_lengths(ids, int(model.config.max_position_embeddings))
+    """Activations of some conversations, from the cache where it has them."""
+    file = shard_file(cache, ids, parts, layers) if cache else None
+    if file and file.is_file():
+        return dict(load_file(file))
     means = np.zeros((len(ids), 2, len(layers), int(model.config.hidden_size)), np.float32)
     for batch in _batches([len(tokens) for tokens in ids]):
         means[batch] = _pooled(model, [ids[index] for index in batch], [parts[index] for index in batch], layers)
     tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64)
     flat = [np.array(row, np.int32)[part == role] for row, part in zip(ids, parts, strict=True) for role in (0, 1)]
-    return {"means": means, "tokens": tokens, "token_ids": np.concatenate(flat)}
+    found = {"means": means, "tokens": tokens, "token_ids": np.concatenate(flat)}
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file(found, partial)
+        partial.replace(file)
+    return found
+
+
+def shard_file(
+    cache: tuple[Path, str], ids: Sequence[Sequence[int]], parts: Sequence[NDArray[np.int64]], layers: Sequence[int]
+) -> Path:
+    """Where the cache keeps a shard: named by everything its content depends on."""
+    folder, fingerprint = cache
+    digest = hashlib.sha256(json.dumps([fingerprint, list(layers)]).encode())
+    for tokens, part in zip(ids, parts, strict=True):
+        digest.update(np.array([len(tokens), *tokens], np.int64).tobytes() + part.astype(np.int64).tobytes())
+    return folder / f"{digest.hexdigest()[:24]}.safetensors"
 
 
 def _check_lengths(ids: Sequence[Sequence[int]], context: int) -> None:

@@ -382,7 +382,7 @@ def _scores(fit: _Fit, rows: Floats, counts: Floats) -> Floats:
 def _cross_scores(
     rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, final: _Fit
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Scores by probes fitted on the other folds: texts [2, N, C], users [G, C], replies [G, 3, C], approved [A, 2, C]."""
+    """Scores by probes of the other folds: texts [2, N, C], users [G, C], replies [G, 3, C], approved [A, 2, C]."""
     shape = columns.total
     texts = np.empty((2, len(labels.text_fold), shape))
     users, replies = np.empty((len(labels.grid_fold), shape)), np.empty((len(labels.grid_fold), len(REPLIES), shape))

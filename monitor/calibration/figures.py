@@ -1,4 +1,4 @@
-"""Figures of a bank on data its probes were not fitted on; they stand in ``bank.json`` and are explained in the README."""
+"""Figures of a bank on data its probes were not fitted on; they stand in ``bank.json``, explained in the README."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def count_tokens(texts: Sequence[Ids], tokens: Ids) -> NDArray[np.float64]:
 def token_weights(counts: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weight of every token for telling one group of texts from the others, [tokens].
 
-    Logistic regression on the texts' token frequencies, weighted by inverse document frequency: on the grid of replies as
-    strong as regression on TF-IDF with word pairs, and stronger than naive Bayes. A weak twin would flatter the probes.
+    Logistic regression on the texts' token frequencies, weighted by inverse document frequency: on the grid of replies
+    as strong as regression on TF-IDF with word pairs, and stronger than naive Bayes. A weak twin flatters the probes.
 
     Args:
         counts: Tokens of each text, [texts, tokens].

@@ -142,7 +142,7 @@ class OfflineScorer:
         for place, (number, text) in enumerate(raw):
             try:
                 line, ids = self._prepare(text)
-            except CorpusError as error:
+            except CorpusError as error:  # noqa: PERF203 - a bad line must not end the others
                 results[place] = _failure(_id_of(text), error.field, f"line {number}: {error.message}")
             else:
                 yield _Ready(place, line, ids)
