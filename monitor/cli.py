@@ -119,7 +119,7 @@ def serve(
     if check_config:
         _check(chosen.bank, chosen.policy)
         return
-    # Before the bank is loaded: signals that come meanwhile must neither be lost nor end the process halfway.
+    # Before the bank is loaded: a signal that comes meanwhile must not end the process halfway.
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -150,7 +150,7 @@ def calibrate(
 ) -> None:
     """Make a bank: corpus -> activations -> probes -> calibration -> reference."""
     _need("sklearn", "calibrate")
-    _check_writable(out if out.exists() else out.parent, "--out")
+    _check_writable(next(place for place in (out, *out.absolute().parents) if place.exists()), "--out")
     from monitor.calibration.calibrate import calibrate as make_bank
     from monitor.calibration.calibrate import read_corpus
     from monitor.calibration.corpus import SHIPPED

@@ -21,7 +21,7 @@ from monitor.assess.overindex import Assessor, TurnAssessment
 from monitor.calibration.activations import Progress, render
 from monitor.calibration.corpus import ChatMessage
 from monitor.capture.identity import hello_of
-from monitor.capture.transformers import LayerRows
+from monitor.capture.transformers import LayerRows, decoder_blocks
 from monitor.errors import CorpusError, ModelMismatchError, SetupError
 from monitor.policy.engine import AlertEngine
 from monitor.policy.schema import Policy, PolicyFile
@@ -249,10 +249,10 @@ def _check_model(bank: Bank, model: Any, tokenizer: Any, *, allow_unvalidated: b
     """Refuses a model that is not the bank's, as the sidecar refuses its engine."""
     card = bank.card.model
     hello = hello_of(model, tokenizer, card.name, bank.card.layers, "offline")
-    if hello.hidden_size != card.hidden_size:
-        raise ModelMismatchError(
-            "--model", f"has hidden size {hello.hidden_size} where the bank has {card.hidden_size}; name another bank"
-        )
+    found = {"hidden size": (hello.hidden_size, card.hidden_size), "blocks": (len(decoder_blocks(model)), card.depth)}
+    for name, (has, wanted) in found.items():
+        if has != wanted:
+            raise ModelMismatchError("--model", f"{name}: {has} where the bank has {wanted}; name its own model")
     if allow_unvalidated:
         return
     for name in ("weights_fingerprint", "tokenizer_hash", "template_hash"):
