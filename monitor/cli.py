@@ -24,7 +24,10 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 except ImportError as error:
-    print(f"error {error.name}: is not installed; pip install 'affect-monitor[sidecar]'", file=sys.stderr)
+    print(
+        f"error {str(error.name).partition('.')[0]}: is not installed; pip install 'affect-monitor[sidecar]'",
+        file=sys.stderr,
+    )
     sys.exit(2)
 
 if TYPE_CHECKING:

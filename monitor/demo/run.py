@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,6 +76,7 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
         tap = TransformersTap(model, client, bank.card.layers)
         stack.callback(tap.close)
         chat = ChatServer(model, tokenizer, NAME, tap)
+        stack.callback(chat.wait_idle)
         server = serve_in_thread(chat.app, "127.0.0.1", chat_port, flag="--chat-port")
         stack.callback(server.stop)
         exchanges = load_script()
@@ -126,12 +127,16 @@ def _sidecar(socket_path: Path, http_port: int) -> Iterator[str]:
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=1.0).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(0.1)
+        if _answers(f"{url}/readyz"):
+            return
+        time.sleep(0.1)
     raise SetupError("sidecar", f"did not start on {url}: {log.read_text()[-800:]}")
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=1.0).is_success
+    return False
 
 
 def _free_port() -> int:

@@ -42,6 +42,7 @@ _THREADS = MAX_STREAMS + MAX_WATCHERS + 16
 _HARD_MESSAGE_LIMIT = 64 << 20
 _SWEEP_SECONDS = 1.0
 _GRACE_SECONDS = 1.0
+_LAST_PORT = 65535
 _READY, _LIVE = "affect.monitor.v1.IngestService", ""
 
 
@@ -156,10 +157,10 @@ class Sidecar:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._health.set(_LIVE, health_pb2.HealthCheckResponse.SERVING)
         address = self._settings.ingest
-        socket_path = Path(address.removeprefix("unix:").removeprefix("//")) if address.startswith("unix:") else None
-        if socket_path is not None:
-            _clear_socket(socket_path)
+        socket_path = _socket_path(address)
         try:
+            if socket_path is not None:
+                _clear_socket(socket_path)
             self.ingest_port = server.add_insecure_port(address)
             if socket_path is not None:
                 socket_path.chmod(_SOCKET_MODE)
@@ -230,17 +231,24 @@ class Sidecar:
             self.pipeline.sweep()
 
 
+def _socket_path(address: str) -> Path | None:
+    """The socket of an ingest address; None where it is a TCP port."""
+    if address.startswith("unix:"):
+        return Path(address.removeprefix("unix:").removeprefix("//"))
+    port = address.rpartition(":")[2]
+    if not port.isdecimal() or int(port) > _LAST_PORT:
+        # gRPC would wrap it round and listen somewhere else.
+        raise SetupError("--ingest", f"{address} must be unix:///PATH or HOST:PORT, with a port from 0 to {_LAST_PORT}")
+    return None
+
+
 def _clear_socket(path: Path) -> None:
     """Removes a socket a dead sidecar left; refuses to remove anything else or a socket in use."""
     if not path.parent.is_dir():
         raise SetupError("--ingest", f"folder {path.parent} does not exist; create it or choose another path")
-    try:
-        kind = path.stat().st_mode
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except OSError as error:
-        raise SetupError("--ingest", f"cannot look at {path} ({error.strerror}); choose another path") from None
-    if not stat.S_ISSOCK(kind):
+    if not path.is_socket():
         raise SetupError("--ingest", f"{path} exists and is no socket; choose another path")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -248,7 +256,4 @@ def _clear_socket(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise SetupError("--ingest", f"cannot tell who serves on {path} ({reason}); choose another path") from None
     raise SetupError("--ingest", f"another sidecar serves on {path}; stop it or choose another path")

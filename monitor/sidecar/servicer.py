@@ -193,7 +193,8 @@ class InspectServicer(inspect_pb2_grpc.InspectServiceServicer):
         """One finished turn."""
         turn = self._pipeline.turn(request.turn_id)
         if turn is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"turn_id: {request.turn_id!r} is not among the turns in memory")
+            asked = request.turn_id[:64]
+            context.abort(grpc.StatusCode.NOT_FOUND, f"turn_id: {asked!r} is not among the turns in memory")
         return inspect_pb2.GetTurnResponse(assessment=turn)
 
     def WatchTurns(self, request: Any, context: grpc.ServicerContext) -> Iterator[inspect_pb2.WatchTurnsResponse]:  # noqa: N802

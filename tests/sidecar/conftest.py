@@ -45,6 +45,17 @@ def bank_folder(small_bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared(bank_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+    """A sidecar that many tests use, with a small limit on frames."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "policy.yaml").write_text(POLICY)
+    flags = {"bank": str(bank_folder), "policy": folder / "policy.yaml", "ingest": f"unix://{folder}/s"}
+    sidecar = Sidecar(load_settings(None, {**flags, "http_port": 0, "drain_seconds": 0.0, "max_frame_bytes": 1 << 16}))
+    yield sidecar
+    sidecar.stop()
+
+
 @pytest.fixture
 def policy_file(tmp_path: Path) -> Path:
     """A file with two policies: helpline by label, desk for everything else."""

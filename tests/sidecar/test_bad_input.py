@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -29,26 +30,32 @@ from monitor.sidecar.pipeline import FAULT_REASONS, Pipeline
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from monitor.probes.bank import Bank
     from monitor.sidecar.server import Sidecar
 
-LIMIT = 1 << 16
+_NAMES = map("engine-{}".format, itertools.count())
 
 
 class House:
     """A sidecar with two engines in the middle of a turn each, and what those turns show when all is well.
 
     Args:
-        sidecar: The sidecar.
+        sidecar: The sidecar, which others have used before.
         engine: A channel to it.
         bank: Its bank.
     """
 
     def __init__(self, sidecar: Sidecar, engine: Engine, bank: Bank) -> None:
         self.sidecar, self.engine, self.bank = sidecar, engine, bank
-        self.here, self.there = engine.stream(bank), engine.stream(bank, engine_id="another")
+        self.engine_ids = next(_NAMES), next(_NAMES)
+        self.here, self.there = (engine.stream(bank, engine_id=name) for name in self.engine_ids)
+        self._before: dict[tuple[str, ...], float] = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in sidecar.metrics.collect()
+            for sample in family.samples
+        }
         self.good = [make_turn(bank, "good", 0.5, 1.0), make_turn(bank, "other", -0.5, 0.5, seed=1)]
         self.bad = make_turn(bank, "bad", seed=2)
         self._alone = [numbers(self.there.send(whole(turn)).assessments[0]) for turn in self.good]
@@ -59,9 +66,13 @@ class House:
     def _pairs(self) -> list[tuple[Stream, Turn]]:
         return [(self.here, self.good[0]), (self.there, self.good[1])]
 
+    def count(self, name: str, *labels: str) -> float:
+        """By how much a counter has grown."""
+        return self.sidecar.metrics.value(name, *labels) - self._before.get((name, *labels), 0.0)
+
     def faults(self, reason: str) -> float:
-        """What the counter says."""
-        return self.sidecar.metrics.value("affect_faults_total", reason)
+        """How many faults were counted."""
+        return self.count("affect_faults_total", reason)
 
     def unharmed(self) -> bool:
         """Whether both turns end as if nothing had happened."""
@@ -81,9 +92,11 @@ class House:
 
 
 @pytest.fixture
-def house(serve: Callable[..., Sidecar], connect: Callable[[], Engine], small_bank: Bank) -> House:
-    """A sidecar with turns under way, and a small limit on frames."""
-    return House(serve(max_frame_bytes=LIMIT), connect(), small_bank)
+def house(shared: Sidecar, small_bank: Bank) -> Iterator[House]:
+    """A sidecar with turns under way."""
+    engine = Engine(shared._settings.ingest)
+    yield House(shared, engine, small_bank)
+    engine.close()
 
 
 def edited(turn: Turn, edit: Callable[[Request], object]) -> Request:
@@ -188,9 +201,9 @@ class TestFrames:
         assert house.unharmed()
         assert house.finish().marks == []
 
-    def test_counters_exist_before_the_first_fault(self, house: House) -> None:
+    def test_counters_exist_before_the_first_fault(self, serve: Any) -> None:
         """Every reason is counted from zero, so that a first fault is seen as an increase."""
-        (family,) = (metric for metric in house.sidecar.metrics.collect() if metric.name == "affect_faults")
+        (family,) = (metric for metric in serve().metrics.collect() if metric.name == "affect_faults")
 
         assert {sample.labels["reason"]: sample.value for sample in family.samples} == dict.fromkeys(FAULT_REASONS, 0.0)
 
@@ -216,7 +229,7 @@ class TestFrames:
     def test_rows_beside_a_second_hello(self, house: House) -> None:
         """A second hello is a fault; it changes nothing, and what it came with is taken."""
         frame = make_frame((house.bad, 10, house.bad.length), events=[house.bad.start, house.bad.end])
-        frame.hello.engine_id = "another"
+        frame.hello.engine_id = house.engine_ids[1]
 
         answer = house.here.send(frame)
 
@@ -239,12 +252,12 @@ class TestFrames:
 
     def test_frame_over_the_limit(self, house: House) -> None:
         """A frame over the limit is a fault that tells the limit; its credit comes back and the stream goes on."""
-        frame = edited(house.bad, rows((LIMIT, 1, 1)))
+        frame = edited(house.bad, rows((1 << 16, 1, 1)))
 
         answer = house.here.send(frame)
 
         assert [(fault.reason, fault.field) for fault in answer.faults] == [("frame_size", "frame")]
-        assert str(LIMIT) in answer.faults[0].message
+        assert str(1 << 16) in answer.faults[0].message
         assert answer.credit_bytes == frame.ByteSize()
         assert house.faults("frame_size") == 1
         assert house.unharmed()
@@ -302,8 +315,8 @@ class TestNonfinite:
         assert not marked.alerts
         assert not marked.families
         assert scored.alerts == ["affect"]
-        assert house.sidecar.metrics.value("affect_tokens_nonfinite_total") == 1
-        assert house.sidecar.metrics.value("affect_turns_unjudged_total", "desk", "nonfinite") == 1
+        assert house.count("affect_tokens_nonfinite_total") == 1
+        assert house.count("affect_turns_unjudged_total", "desk", "nonfinite") == 1
         assert house.unharmed()
 
     def test_never_an_alert(self, house: House) -> None:
@@ -312,7 +325,7 @@ class TestNonfinite:
         over.rows[0] = np.nan
 
         assert house.here.send(whole(over)).assessments[0].marks == ["nonfinite"]
-        assert house.sidecar.alerts.active == []
+        assert house.count("affect_alerts_fired_total", "desk", "affect") == 0
 
 
 class TestPositions:
@@ -326,7 +339,7 @@ class TestPositions:
         answer = house.here.send(make_frame((house.bad, *again)))
 
         assert not answer.faults
-        assert house.sidecar.metrics.value("affect_tokens_replayed_total") == min(again[1], 10) - again[0]
+        assert house.count("affect_tokens_replayed_total") == min(again[1], 10) - again[0]
         assert numbers(house.finish(begin=max(10, again[1]))) == pytest.approx(alone, rel=1e-4)
         assert house.unharmed()
 
@@ -336,7 +349,7 @@ class TestPositions:
 
         assert assessment.coverage == pytest.approx(1 - 10 / house.bad.length)
         assert "low_coverage" in assessment.marks
-        assert house.sidecar.metrics.value("affect_tokens_missing_total", "untold") == 10
+        assert house.count("affect_tokens_missing_total", "untold") == 10
 
     def test_largest_numbers(self, house: House) -> None:
         """The largest positions and counts the wire can carry are taken without harm."""
@@ -435,7 +448,7 @@ class TestHello:
 
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert refused.value.details().startswith(f"{where}: ")
-        assert house.sidecar.metrics.value("affect_streams_refused_total") == 1
+        assert house.count("affect_streams_refused_total") == 1
         assert house.faults("model_mismatch") == 1
         assert house.unharmed()
 
@@ -496,6 +509,7 @@ class TestInternal:
 
     def test_in_one_turn(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         """An error while a turn is judged costs that turn alone, and is told and counted."""
+        open_before = house.sidecar.pipeline.status()["open_turns"]
 
         def fail(*_: object) -> None:
             raise ZeroDivisionError
@@ -507,7 +521,7 @@ class TestInternal:
         assert [(fault.reason, fault.request_id) for fault in answer.faults] == [("internal", "bad")]
         assert house.faults("internal") == 1
         assert house.unharmed()
-        assert house.sidecar.pipeline.status()["open_turns"] == 0
+        assert house.sidecar.pipeline.status()["open_turns"] == open_before - 3
 
     def test_in_a_frame(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         """Any other error costs one frame, and is told and counted."""
