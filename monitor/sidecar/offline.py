@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from monitor.sidecar.pipeline import visibility_of
 from monitor.turns.roles import Ints, Labels, RoleLabeller
 from monitor.turns.tracker import TurnTracker
 
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048
+"""Tokens of one batch, padding included."""
 _ROLE_NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}
 _STANDARD = {Role.SYSTEM: 0, Role.USER: 0, Role.ASSISTANT: 1}
 
@@ -108,7 +109,7 @@ class OfflineScorer:
         self._model, self._tokenizer = model, tokenizer
         self._context = int(model.config.max_position_embeddings)
         self._model_seconds = 0.0
-        self._kept = LayerRows(model, bank.card.layers)
+        self._layers = bank.card.layers
 
     def score_file(self, source: Path, target: Path, progress: Progress | None = None) -> Speed:
         """Scores every line of ``source`` into the same line of ``target``; a bad line gets its error there.
@@ -126,11 +127,12 @@ class OfflineScorer:
         results: list[dict[str, Any]] = [{} for _ in raw]
         ready = list(self._ready(raw, results))
         done = len(raw) - len(ready)
-        for batch in _batches(ready):
-            for item, result in zip(batch, self._score(batch), strict=True):
-                results[item.place] = result
-            done += len(batch)
-            told(done, len(raw))
+        with closing(LayerRows(self._model, self._layers)) as kept:
+            for batch in _batches(ready):
+                for item, result in zip(batch, self._score(batch, kept), strict=True):
+                    results[item.place] = result
+                done += len(batch)
+                told(done, len(raw))
         told(done, len(raw))
         _write(target, results)
         failed = sum("error" in result for result in results)
@@ -167,8 +169,8 @@ class OfflineScorer:
             raise CorpusError(field, f"{len(ids)} tokens where the model's context is {self._context}; cut it")
         return line, ids
 
-    def _score(self, batch: Sequence[_Ready]) -> list[dict[str, Any]]:
-        rows = self._forward([item.ids for item in batch])
+    def _score(self, batch: Sequence[_Ready], kept: LayerRows) -> list[dict[str, Any]]:
+        rows = self._forward([item.ids for item in batch], kept)
         counts = np.array([len(item.ids) for item in batch])
         tokens = np.concatenate([np.array(item.ids, np.int64) for item in batch])
         scores = self._scorer.score(rows, tokens)
@@ -182,7 +184,7 @@ class OfflineScorer:
         ]
 
     @torch.inference_mode()
-    def _forward(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _forward(self, ids: Sequence[Sequence[int]], kept: LayerRows) -> torch.Tensor:
         """Rows of all tokens of a batch, padding left out: [tokens, layers, hidden]."""
         lengths = torch.tensor([len(sequence) for sequence in ids])
         padded = torch.zeros((len(ids), int(lengths.max())), dtype=torch.long)
@@ -193,8 +195,8 @@ class OfflineScorer:
         began = time.perf_counter()
         self._model.base_model(input_ids=padded.to(device), attention_mask=mask.long().to(device), use_cache=False)
         self._model_seconds += time.perf_counter() - began
-        stacked = torch.stack([self._kept.rows[layer] for layer in self._kept.layers], dim=2)
-        self._kept.rows.clear()
+        stacked = torch.stack([kept.rows[layer] for layer in kept.layers], dim=2)
+        kept.rows.clear()
         return stacked[mask.to(device)].cpu()
 
     def _result(
@@ -326,7 +328,7 @@ def _batches(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
     """Batches of like length, longest first, so that little is padding and memory shows its peak at once."""
     batch: list[_Ready] = []
     for item in sorted(ready, key=lambda item: -len(item.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > _BATCH_TOKENS:
+        if batch and (len(batch) + 1) * len(batch[0].ids) > BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(item)

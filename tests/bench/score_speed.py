@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.progress import track
+from torch.nn.utils.rnn import pad_sequence
 
 from monitor.calibration.activations import render
 from monitor.calibration.corpus import SHIPPED, EmotionText, read_lines
@@ -34,7 +35,9 @@ def bare_loop(model: Any, tokenizer: Any, texts: list[str]) -> float:
         size = max(1, BATCH_TOKENS // len(rendered[0]))
         batch, rendered = rendered[:size], rendered[size:]
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in batch], batch_first=True)
+        mask = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(ids), dtype=torch.long) for ids in batch], batch_first=True
+        )
         model(input_ids=padded, attention_mask=mask, use_cache=False)
     return time.perf_counter() - began
 
@@ -58,7 +61,6 @@ def main() -> None:
             bare = bare_loop(model, tokenizer, texts)
             scorer = OfflineScorer(bank, policies, model, tokenizer)
             speed = scorer.score_file(source, target)
-            scorer.close()
             ratios.append(bare / speed.seconds)
             speeds.append(speed.tokens / speed.seconds)
     print(

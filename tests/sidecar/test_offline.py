@@ -335,7 +335,7 @@ class TestOrder:
         lines = [talk("a"), talk("b", TALK[1:3]), {"id": "c", "text": "Where?"}, talk("d", policy="strict")]
         together = score(*lines).lines
         apart = [score(line).lines[0] for line in lines]
-        monkeypatch.setattr(offline, "_BATCH_TOKENS", 1)
+        monkeypatch.setattr(offline, "BATCH_TOKENS", 1)
         singly = score(*lines).lines
         for first, second, third in zip(together, apart, singly, strict=True):
             assert numbers(first) == pytest.approx(numbers(second), abs=1e-5)
