@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from monitor.capture.transformers import LayerRows, decoder_blocks
-from monitor.errors import CorpusError
+from monitor.errors import CorpusError, SetupError
 from monitor.probes.markers import Marker, Role
 from monitor.turns.roles import RoleLabeller
 
@@ -85,6 +87,7 @@ def collect(
     conversations: Sequence[Sequence[Message]],
     layers: Sequence[int],
     *,
+    places: Sequence[str] = (),
     cache: tuple[Path, str] | None = None,
     progress: Progress | None = None,
 ) -> Activations:
@@ -96,19 +99,26 @@ def collect(
         markers: Markers of its chat template.
         conversations: Messages of each conversation.
         layers: Layers to keep.
+        places: Where each conversation stands, for errors; by default its number.
         cache: Folder that keeps what was computed, and the fingerprint of the model's weights. Work is kept in
             shards, so that a run that was cut off goes on where it stopped and a new corpus costs what changed.
         progress: Told of conversations done and in all.
 
     Raises:
-        CorpusError: A conversation has no tokens or is longer than the model's context.
+        CorpusError: A conversation has no tokens, or none of a role that should be pooled, or is longer than the
+            model's context.
+        SetupError: The model's hidden states are not finite.
     """
     labeller = RoleLabeller(markers)
+    places = places or [f"conversation {number}" for number in range(1, len(conversations) + 1)]
     shards = []
     for begin in range(0, len(conversations), _SHARD):
-        ids = [render(tokenizer, messages) for messages in conversations[begin : begin + _SHARD]]
-        _check_lengths(ids, int(model.config.max_position_embeddings))
-        shards.append(_shard(model, ids, [segments(labeller, tokens) for tokens in ids], layers, cache))
+        here = slice(begin, begin + _SHARD)
+        ids = [render(tokenizer, messages) for messages in conversations[here]]
+        _check_lengths(ids, places[here], int(model.config.max_position_embeddings))
+        parts = [segments(labeller, tokens) for tokens in ids]
+        _check_segments(conversations[here], parts, places[here])
+        shards.append(_shard(model, ids, parts, layers, cache))
         if progress is not None:
             progress(min(begin + _SHARD, len(conversations)), len(conversations))
     whole = {name: np.concatenate([shard[name] for shard in shards]) for name in ("means", "tokens", "token_ids")}
@@ -125,16 +135,20 @@ def _shard(
     """Activations of some conversations, from the cache where it has them."""
     file = shard_file(cache, ids, parts, layers) if cache else None
     if file and file.is_file():
-        return dict(load_file(file))
+        # A shard that a full disk or a crash has cut short is made anew.
+        with suppress(SafetensorError):
+            return dict(load_file(file))
     means = np.zeros((len(ids), 2, len(layers), int(model.config.hidden_size)), np.float32)
     for batch in _batches([len(tokens) for tokens in ids]):
         means[batch] = _pooled(model, [ids[index] for index in batch], [parts[index] for index in batch], layers)
+    if not np.isfinite(means).all():
+        raise SetupError("--model", "its hidden states are not finite; look at its weights, or load it as float32")
     tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64)
     flat = [np.array(row, np.int32)[part == role] for row, part in zip(ids, parts, strict=True) for role in (0, 1)]
     found = {"means": means, "tokens": tokens, "token_ids": np.concatenate(flat)}
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
+        partial = file.with_suffix(f".{os.getpid()}.partial")
         save_file(found, partial)
         partial.replace(file)
     return found
@@ -151,14 +165,25 @@ def shard_file(
     return folder / f"{digest.hexdigest()[:24]}.safetensors"
 
 
-def _check_lengths(ids: Sequence[Sequence[int]], context: int) -> None:
-    for number, tokens in enumerate(ids, 1):
+def _check_lengths(ids: Sequence[Sequence[int]], places: Sequence[str], context: int) -> None:
+    for tokens, place in zip(ids, places, strict=True):
         if not tokens:
-            raise CorpusError(f"conversation {number}", "has no tokens")
+            raise CorpusError(place, "has no tokens; remove it")
         if len(tokens) > context:
-            raise CorpusError(
-                f"conversation {number}", f"has {len(tokens)} tokens, the model's context {context}; cut it"
-            )
+            raise CorpusError(place, f"has {len(tokens)} tokens, the model's context {context}; cut it")
+
+
+def _check_segments(
+    conversations: Sequence[Sequence[Message]], parts: Sequence[NDArray[np.int64]], places: Sequence[str]
+) -> None:
+    """Refuses zeros where a mean belongs."""
+    for messages, part, place in zip(conversations, parts, places, strict=True):
+        for number, role in enumerate(ROLES):
+            name = role.name.lower()
+            if any(message["role"] == name for message in messages) and not (part == number).any():
+                raise CorpusError(
+                    place, f"has no {name} tokens that the chat template's markers show; write some or remove it"
+                )
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -7,7 +7,6 @@ Every score that calibrates or is reported comes from directions fitted without 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,14 @@ from monitor import __version__
 from monitor.assess.overindex import STANCES, target_values
 from monitor.calibration.activations import Activations, Message, Progress, collect
 from monitor.calibration.corpus import (
+    FOLDS,
     NEUTRAL,
     Approved,
     EmotionText,
     GridItem,
+    check_grid,
     check_texts,
+    plain,
     read_emotions,
     read_lines,
     sha256_of,
@@ -33,11 +35,11 @@ from monitor.calibration.figures import emotion_figures, excess_figures
 from monitor.calibration.reference import QUANTILE, Warranted, fit_warranted
 from monitor.capture.identity import template_hash, tokenizer_hash, weights_fingerprint
 from monitor.capture.transformers import decoder_blocks
-from monitor.errors import SetupError
+from monitor.errors import CorpusError, SetupError
 from monitor.probes.bank import Bank, Columns, EmotionCard, Stance, Tensors, seal
 from monitor.probes.fit import class_directions, graded_direction
 from monitor.probes.markers import Marker, find_markers
-from monitor.probes.twin import count_tokens, token_weights, vocabulary
+from monitor.probes.twin import token_shares, token_weights, vocabulary
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -46,7 +48,6 @@ SHRINKAGE = 0.6
 """Best of 0.1, 0.3, 0.6 on held-out domains of the demo assistant, at every layer."""
 DEPTHS = (0.54, 0.67)
 """Layers of the ensemble, as shares of the model's depth: affect is read best between 40 and 80 %."""
-_FOLDS = 3
 _OPENER = "What is on your mind?"
 REPLIES = ("neutral", "warranted", "excessive")
 
@@ -59,6 +60,7 @@ class Corpus:
     texts: list[EmotionText]
     grid: list[GridItem]
     approved: list[Approved]
+    grid_folds: dict[str, int]
     sha256: dict[str, str]
 
     @property
@@ -80,6 +82,12 @@ class Corpus:
             *(turn.conversation for turn in self.approved),
         ]
 
+    def places(self) -> list[str]:
+        """File, line and field of each of the conversations."""
+        texts = [f"{text.place}:text" for text in self.texts]
+        replies = [f"{item.place}:{reply}" for item in self.grid for reply in REPLIES]
+        return [*texts, *texts, *replies, *(f"{turn.place}:messages" for turn in self.approved)]
+
 
 def read_corpus(folder: Path, approved: Path) -> Corpus:
     """Reads and checks a corpus folder and a file of approved conversations.
@@ -92,9 +100,12 @@ def read_corpus(folder: Path, approved: Path) -> Corpus:
     texts = read_lines(files["texts.jsonl"], EmotionText)
     check_texts(files["texts.jsonl"], texts, emotions)
     grid = read_lines(files["grid.jsonl"], GridItem)
+    folds = check_grid(files["grid.jsonl"], grid)
     turns = read_lines(approved, Approved)
+    if not turns:
+        raise CorpusError(str(approved), "holds no conversations; the reference needs some of the model's own replies")
     hashes = {name: sha256_of(path) for name, path in files.items()} | {"approved": sha256_of(approved)}
-    return Corpus(emotions, texts, grid, turns, hashes)
+    return Corpus(emotions, texts, grid, turns, folds, hashes)
 
 
 class _Rows(NamedTuple):
@@ -109,8 +120,8 @@ class _Rows(NamedTuple):
     approved: Floats
 
 
-class _Counts(NamedTuple):
-    """Token counts of the corpus, by the same parts, and the tokens they count."""
+class _Shares(NamedTuple):
+    """Share of each token in the segments of the corpus, by the same parts, and the tokens they are of."""
 
     tokens: NDArray[np.int32]
     texts: Floats
@@ -157,7 +168,8 @@ def calibrate(
 
     Raises:
         CorpusError: A conversation has no tokens or is too long for the model.
-        SetupError: A package of the ``calibrate`` extra is missing.
+        SetupError: A package of the ``calibrate`` extra is missing, or the model has no chat template or no finite
+            hidden states.
     """
     try:
         import sklearn  # noqa: F401 - fail before the model runs, not after
@@ -165,11 +177,21 @@ def calibrate(
         raise SetupError("scikit-learn", "is not installed; pip install 'affect-monitor[calibrate]'") from None
     model, tokenizer = load()
     markers = find_markers(tokenizer)
+    if not markers:
+        raise SetupError("--model", "has no chat template, which says where replies begin; set the tokenizer's")
     depth = len(decoder_blocks(model))
     layers = tuple(sorted({round(share * depth) for share in DEPTHS}))
     fingerprint = weights_fingerprint(model)
-    conversations = corpus.conversations()
-    found = collect(model, tokenizer, markers, conversations, layers, cache=(cache, fingerprint), progress=progress)
+    found = collect(
+        model,
+        tokenizer,
+        markers,
+        corpus.conversations(),
+        layers,
+        places=corpus.places(),
+        cache=(cache, fingerprint),
+        progress=progress,
+    )
     card = {
         "schema_version": 1,
         "made_by": f"affect-monitor {__version__}",
@@ -200,10 +222,10 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
     """Fits, cross-fits, calibrates, and seals the bank."""
     columns = Columns(len(corpus.emotions), len(corpus.families))
     labels = _labels(corpus)
-    rows, counts = _parts(found, corpus)
+    rows, shares = _parts(found, corpus)
     everything = np.ones(len(labels.text_fold), bool), np.ones(len(labels.grid_fold), bool)
-    final = _fit(rows, counts, labels, columns, *everything)
-    texts, users, replies, approved = _cross_scores(rows, counts, labels, columns, final)
+    final = _fit(rows, shares, labels, columns, *everything)
+    texts, users, replies, approved = _cross_scores(rows, shares, labels, columns, final)
 
     normal = replies[:, :2].reshape(-1, columns.total)
     reference_user = np.concatenate([np.repeat(users, 2, axis=0), approved[:, 0]])
@@ -221,7 +243,7 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
         directions=final.directions.astype(np.float32),
         centres=final.centres.astype(np.float32),
         scales=final.scales.astype(np.float32),
-        twin_tokens=counts.tokens,
+        twin_tokens=shares.tokens,
         twin_weights=final.twin.astype(np.float32),
         turn_means=means.astype(np.float32),
         turn_scales=spreads.astype(np.float32),
@@ -239,8 +261,11 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
     }
     standard_replies = (replies - means[1]) / spreads[1]
     over = _over_index(np.repeat((users - means[0]) / spreads[0], 3, axis=0), standard_replies, warranted, columns)
+    scores = standard_texts[:, :, columns.emotion]
     figures = emotion_figures(
-        standard_texts[:, :, columns.emotion].reshape(-1, columns.emotions), platt, np.tile(labels.emotion, 2)
+        scores.reshape(-1, columns.emotions),
+        _cross_probabilities(scores, labels).reshape(-1, columns.emotions),
+        np.tile(labels.emotion, 2),
     ) | excess_figures(
         over[..., -2],
         np.stack([over[..., -1], standard_replies[..., columns.twin_assistant_affect]]),
@@ -264,20 +289,24 @@ def _over_index(users: Floats, replies: Floats, warranted: Warranted, columns: C
 
 def _labels(corpus: Corpus) -> _Labels:
     names = [emotion.name for emotion in corpus.emotions]
-    domains = list(dict.fromkeys(item.domain for item in corpus.grid))
-    fold_of = {domain: index % _FOLDS for index, domain in enumerate(domains)}
+    asked = {plain(item.user): corpus.grid_folds[item.domain] for item in corpus.grid}
     return _Labels(
         emotion=np.array([len(names) if t.emotion == NEUTRAL else names.index(t.emotion) for t in corpus.texts]),
         family_of=np.array([corpus.families.index(emotion.family) for emotion in corpus.emotions]),
         strength=np.array([item.strength for item in corpus.grid]),
-        text_fold=np.array([hashlib.sha256(t.topic.lower().encode()).digest()[0] % _FOLDS for t in corpus.texts]),
-        grid_fold=np.array([fold_of[item.domain] for item in corpus.grid]),
-        # Approved turns that share their user turns with a domain of the grid are scored without that domain.
-        approved_fold=np.array([fold_of.get(turn.labels.get("domain", ""), 0) for turn in corpus.approved], np.int64),
+        text_fold=np.array([text.fold for text in corpus.texts]),
+        grid_fold=np.array([corpus.grid_folds[item.domain] for item in corpus.grid]),
+        approved_fold=np.array([_approved_fold(turn, asked) for turn in corpus.approved], np.int64),
     )
 
 
-def _parts(found: Activations, corpus: Corpus) -> tuple[_Rows, _Counts]:
+def _approved_fold(turn: Approved, asked: dict[str, int]) -> int:
+    """The fold of the grid's user turn that an approved turn answers; -1 where no probe was fitted on any of it."""
+    users = [plain(message.content) for message in turn.messages if message.role == "user"]
+    return next((asked[user] for user in reversed(users) if user in asked), -1)
+
+
+def _parts(found: Activations, corpus: Corpus) -> tuple[_Rows, _Shares]:
     """Cuts the flat list of conversations into the parts of the corpus."""
     texts, grid = len(corpus.texts), len(corpus.grid)
     bounds = np.cumsum([texts, texts, len(REPLIES) * grid])
@@ -295,12 +324,12 @@ def _parts(found: Activations, corpus: Corpus) -> tuple[_Rows, _Counts]:
     user_ids = [ids[bounds[1] + len(REPLIES) * index][0] for index in range(grid)]
     approved_ids = ids[bounds[2] :]
     tokens = vocabulary([*text_ids, *user_ids, *reply_ids])
-    return rows, _Counts(
+    return rows, _Shares(
         tokens,
-        count_tokens(text_ids, tokens),
-        count_tokens(user_ids, tokens),
-        count_tokens(reply_ids, tokens).reshape(grid, len(REPLIES), -1),
-        count_tokens([part for pair in approved_ids for part in pair], tokens).reshape(len(approved_ids), 2, -1),
+        token_shares(text_ids, tokens),
+        token_shares(user_ids, tokens),
+        token_shares(reply_ids, tokens).reshape(grid, len(REPLIES), -1),
+        token_shares([part for pair in approved_ids for part in pair], tokens).reshape(len(approved_ids), 2, -1),
     )
 
 
@@ -326,7 +355,7 @@ def _narrowest_stance(allowed: dict[Stance, Mask]) -> NDArray[np.int32]:
 # -- fitting ----------------------------------------------------------------------------------------------------------
 
 
-def _fit(rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> _Fit:
+def _fit(rows: _Rows, shares: _Shares, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> _Fit:
     """Fits all probes and the twin on the chosen texts and grid items."""
     layers = rows.users.shape[1]
     reference = np.concatenate([rows.replies[grid][:, :2].reshape(-1, *rows.users.shape[1:]), rows.approved[:, 1]])
@@ -335,7 +364,7 @@ def _fit(rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, texts:
         *(_fit_layer(rows, labels, columns, texts, grid, reference[:, layer], layer) for layer in range(layers)),
         strict=True,
     )
-    return _Fit(np.stack(directions), centres, np.stack(scales), _fit_twin(counts, labels, columns, texts, grid))
+    return _Fit(np.stack(directions), centres, np.stack(scales), _fit_twin(shares, labels, columns, texts, grid))
 
 
 def _fit_layer(
@@ -359,43 +388,45 @@ def _fit_layer(
     return directions, (reference @ directions.T).std(axis=0)
 
 
-def _fit_twin(counts: _Counts, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> Floats:
+def _fit_twin(shares: _Shares, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> Floats:
     """Weights of the text twin, [tokens, twins]."""
     with_neutral = np.append(labels.family_of, columns.families)
     family = with_neutral[labels.emotion[texts]]
-    weights = [token_weights(counts.texts[texts], family == f) for f in range(columns.families)]
+    weights = [token_weights(shares.texts[texts], family == f) for f in range(columns.families)]
     strong = labels.strength[grid] >= 2  # noqa: PLR2004 - clear or intense
-    weights.append(token_weights(counts.users[grid], strong))
+    weights.append(token_weights(shares.users[grid], strong))
     excessive = np.tile(np.arange(len(REPLIES)), int(grid.sum())) == len(REPLIES) - 1
-    weights.append(token_weights(counts.replies[grid].reshape(len(excessive), -1), excessive))
+    weights.append(token_weights(shares.replies[grid].reshape(len(excessive), -1), excessive))
     return np.stack(weights, axis=1)
 
 
-def _scores(fit: _Fit, rows: Floats, counts: Floats) -> Floats:
-    """Scores of mean rows [..., L, H] with token counts [..., K], as the scorer's mean over tokens: [..., C]."""
+def _scores(fit: _Fit, rows: Floats, shares: Floats) -> Floats:
+    """Scores of mean rows [..., L, H] with token shares [..., K], as the scorer's mean over tokens: [..., C]."""
     folded = fit.directions / fit.scales[:, :, None] / len(fit.directions)
     probes = np.einsum("...lh,lph->...p", rows - fit.centres, folded)
-    tokens = np.maximum(counts.sum(axis=-1, keepdims=True), 1)
-    return np.concatenate([probes, counts @ fit.twin / tokens], axis=-1)
+    return np.concatenate([probes, shares @ fit.twin], axis=-1)
 
 
 def _cross_scores(
-    rows: _Rows, counts: _Counts, labels: _Labels, columns: Columns, final: _Fit
+    rows: _Rows, shares: _Shares, labels: _Labels, columns: Columns, final: _Fit
 ) -> tuple[Floats, Floats, Floats, Floats]:
     """Scores by probes of the other folds: texts [2, N, C], users [G, C], replies [G, 3, C], approved [A, 2, C]."""
     shape = columns.total
     texts = np.empty((2, len(labels.text_fold), shape))
     users, replies = np.empty((len(labels.grid_fold), shape)), np.empty((len(labels.grid_fold), len(REPLIES), shape))
     approved = np.empty((len(labels.approved_fold), 2, shape))
-    for fold in range(_FOLDS):
-        fit = _fit(rows, counts, labels, columns, labels.text_fold != fold, labels.grid_fold != fold)
+    # Nothing was fitted on approved turns with users of their own: the final probes read them as they will read traffic.
+    own = labels.approved_fold < 0
+    approved[own] = _scores(final, rows.approved[own], shares.approved[own])
+    for fold in range(FOLDS):
+        fit = _fit(rows, shares, labels, columns, labels.text_fold != fold, labels.grid_fold != fold)
         # Same units as the final probes, so that what is calibrated here holds for them.
         fit = fit._replace(centres=final.centres, scales=final.scales)
         held, at, here = labels.text_fold == fold, labels.grid_fold == fold, labels.approved_fold == fold
-        texts[:, held] = _scores(fit, rows.texts[:, held], counts.texts[held][None].repeat(2, 0))
-        users[at] = _scores(fit, rows.users[at], counts.users[at])
-        replies[at] = _scores(fit, rows.replies[at], counts.replies[at])
-        approved[here] = _scores(fit, rows.approved[here], counts.approved[here])
+        texts[:, held] = _scores(fit, rows.texts[:, held], shares.texts[held][None].repeat(2, 0))
+        users[at] = _scores(fit, rows.users[at], shares.users[at])
+        replies[at] = _scores(fit, rows.replies[at], shares.replies[at])
+        approved[here] = _scores(fit, rows.approved[here], shares.approved[here])
     return texts, users, replies, approved
 
 
@@ -406,3 +437,13 @@ def _platt(scores: Floats, emotion: NDArray[np.int64]) -> Floats:
     flat, labels = scores.reshape(-1, scores.shape[-1]), np.tile(emotion, 2)
     fits = [LogisticRegression(C=100.0).fit(flat[:, [index]], labels == index) for index in range(scores.shape[-1])]
     return np.array([[fit.coef_[0, 0], fit.intercept_[0]] for fit in fits])
+
+
+def _cross_probabilities(scores: Floats, labels: _Labels) -> Floats:
+    """Probabilities of texts by slopes and intercepts that the texts of other folds gave, [2, N, E]."""
+    found = np.empty_like(scores)
+    for fold in range(FOLDS):
+        held = labels.text_fold == fold
+        slope, intercept = _platt(scores[:, ~held], labels.emotion[~held]).T
+        found[:, held] = 1 / (1 + np.exp(-(scores[:, held] * slope + intercept)))
+    return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from monitor.errors import CorpusError
 from monitor.probes.bank import EmotionCard
@@ -17,11 +18,32 @@ SHIPPED = Path(__file__).parent / "corpus"
 NEUTRAL = "neutral"
 """Label of texts that carry no emotion: they count among the others of every emotion."""
 
-Text = Annotated[str, Field(min_length=1)]
+FOLDS = 3
+"""Parts of a corpus that are held out in turn."""
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty; write a text or remove the line")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    _place: str = PrivateAttr("")
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Notes where the line was read."""
+        self._place = str(context or "")
+
+    @property
+    def place(self) -> str:
+        """File and line it was read from, for errors that show up later; empty where it was not read."""
+        return self._place
 
 
 class EmotionText(_Line):
@@ -32,6 +54,11 @@ class EmotionText(_Line):
     topic: str
     keyword_free: bool
     text: Text
+
+    @property
+    def fold(self) -> int:
+        """The part of the corpus it is held out with: all texts of one topic share it."""
+        return hashlib.sha256(self.topic.lower().encode()).digest()[0] % FOLDS
 
 
 class GridItem(_Line):
@@ -48,6 +75,11 @@ class GridItem(_Line):
     excess_lexical: bool
     neutral_names_emotion: bool
 
+    @property
+    def clear(self) -> bool:
+        """Whether the user's affect is clear or intense."""
+        return self.strength >= 2  # noqa: PLR2004 - 2 clear, 3 intense
+
 
 class ChatMessage(_Line):
     """One message of a conversation."""
@@ -61,6 +93,13 @@ class Approved(_Line):
 
     messages: tuple[ChatMessage, ...] = Field(min_length=2)
     labels: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _asked_and_answered(self) -> Approved:
+        said = [message.role for message in self.messages if message.content.strip()]
+        if "user" not in said or self.messages[-1].role != "assistant" or not self.messages[-1].content.strip():
+            raise ValueError("must hold a user's message and end with the assistant's reply to it, neither empty")
+        return self
 
     @property
     def conversation(self) -> list[dict[str, str]]:
@@ -84,31 +123,80 @@ def read_emotions(path: Path) -> list[EmotionCard]:
     """Reads the list of emotions with family, valence and arousal.
 
     Raises:
-        CorpusError: The file is missing or not valid.
+        CorpusError: The file is missing or not valid; names the entry and field.
     """
     try:
-        return [EmotionCard.model_validate(entry) for entry in json.loads(path.read_bytes())]
-    except (OSError, ValueError) as error:
-        raise CorpusError(str(path), f"is no list of emotions: {error}") from None
+        entries = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CorpusError(str(path), f"{error.strerror}") from None
+    except ValueError as error:
+        raise CorpusError(str(path), f"is not JSON: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise CorpusError(str(path), "must be a list of emotions, at least one")
+    emotions: list[EmotionCard] = []
+    names = {NEUTRAL}
+    for number, entry in enumerate(entries, 1):
+        try:
+            emotions.append(EmotionCard.model_validate(entry))
+        except ValidationError as error:
+            raise _line_error(f"{path}:entry {number}", error) from None
+        if emotions[-1].name in names:
+            taken = "means no emotion" if emotions[-1].name == NEUTRAL else "stands already"
+            raise CorpusError(f"{path}:entry {number}:name", f"{emotions[-1].name!r} {taken}; take another name")
+        names.add(emotions[-1].name)
+    return emotions
 
 
 def check_texts(path: Path, texts: list[EmotionText], emotions: list[EmotionCard]) -> None:
     """Checks texts against the emotions.
 
     Raises:
-        CorpusError: An unknown emotion, a text that stands twice, or an emotion with fewer than two texts.
+        CorpusError: An unknown emotion, a text that stands twice, or an emotion whose texts cannot be split by topic
+            into a part to fit and a part to check.
     """
     known = {emotion.name for emotion in emotions} | {NEUTRAL}
-    seen: dict[str, int] = {}
-    for number, text in enumerate(texts, 1):
+    for text in texts:
         if text.emotion not in known:
-            raise CorpusError(f"{path}:{number}:emotion", f"{text.emotion!r} is not in emotions.json {sorted(known)}")
-        if text.text in seen:
-            raise CorpusError(f"{path}:{number}:text", f"stands already on line {seen[text.text]}; remove one")
-        seen[text.text] = number
+            raise CorpusError(f"{text.place}:emotion", f"{text.emotion!r} is not in emotions.json {sorted(known)}")
+    _check_distinct("text", ((text.place, text.text) for text in texts))
     for emotion in emotions:
-        if sum(text.emotion == emotion.name for text in texts) < 2:  # noqa: PLR2004 - one to fit, one to check
+        held = [text.fold for text in texts if text.emotion == emotion.name]
+        if len(held) < 2:  # noqa: PLR2004 - one to fit, one to check
             raise CorpusError(str(path), f"has fewer than two texts for {emotion.name!r}; add some or drop the emotion")
+        if len(set(held)) < 2:  # noqa: PLR2004 - as above
+            raise CorpusError(
+                f"{path}:topic",
+                f"all texts for {emotion.name!r} are held out together, for folds are split by topic; add other topics",
+            )
+    family_of = {emotion.name: emotion.family for emotion in emotions} | {NEUTRAL: NEUTRAL}
+    for fold in range(FOLDS):
+        if len({family_of[text.emotion] for text in texts if text.fold != fold}) < 2:  # noqa: PLR2004 - one and others
+            raise CorpusError(str(path), f"has texts of one family alone; add others, or texts labelled {NEUTRAL!r}")
+
+
+def check_grid(path: Path, grid: list[GridItem]) -> dict[str, int]:
+    """Checks the grid and gives each of its domains a fold.
+
+    Raises:
+        CorpusError: A user turn that stands twice, or a fold without which none, or only, users with clear affect
+            would be left to fit on.
+    """
+    _check_distinct("user", ((item.place, item.user) for item in grid))
+    fold_of = {domain: index % FOLDS for index, domain in enumerate(dict.fromkeys(item.domain for item in grid))}
+    for fold in range(FOLDS):
+        rest = {item.clear for item in grid if fold_of[item.domain] != fold}
+        if len(rest) < 2:  # noqa: PLR2004 - clear and not
+            raise CorpusError(
+                f"{path}:domain",
+                "folds are split by domain, and each rest must hold users of strength 0 or 1 and of strength 2 or 3; "
+                "add items of both in at least two domains",
+            )
+    return fold_of
+
+
+def plain(text: str) -> str:
+    """A text without what two copies of it may differ in: case and spaces."""
+    return " ".join(text.casefold().split())
 
 
 def sha256_of(path: Path) -> str:
@@ -116,9 +204,18 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _check_distinct(field: str, texts: Iterable[tuple[str, str]]) -> None:
+    """Refuses texts that stand twice: one of them could be fitted on and the other held out."""
+    seen: dict[str, str] = {}
+    for place, text in texts:
+        if plain(text) in seen:
+            raise CorpusError(f"{place}:{field}", f"stands already at {seen[plain(text)]}; remove one")
+        seen[plain(text)] = place
+
+
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        raw = path.read_bytes()
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise CorpusError(str(path), f"{error.strerror}") from None
     for number, line in enumerate(raw.splitlines(), 1):
@@ -127,9 +224,14 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(path: Path, number: int, raw: bytes, kind: type[LineType]) -> LineType:
+    place = f"{path}:{number}"
     try:
-        return kind.model_validate_json(raw)
+        return kind.model_validate_json(raw, context=place)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "(line)"
-        raise CorpusError(f"{path}:{number}:{field}", first["msg"]) from None
+        raise _line_error(place, error) from None
+
+
+def _line_error(place: str, error: ValidationError) -> CorpusError:
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or "(line)"
+    return CorpusError(f"{place}:{field}", first["msg"].removeprefix("Value error, "))

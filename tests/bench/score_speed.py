@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch.nn.utils.rnn import pad_sequence
 
 from monitor.calibration.activations import render
 from monitor.calibration.corpus import SHIPPED, EmotionText, read_lines
