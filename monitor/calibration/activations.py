@@ -145,7 +145,7 @@ def _shard(
         raise SetupError("--model", "its hidden states are not finite; look at its weights, or load it as float32")
     tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64)
     flat = [np.array(row, np.int32)[part == role] for row, part in zip(ids, parts, strict=True) for role in (0, 1)]
-    found = {"means": means, "tokens": tokens, "token_ids": np.concatenate(flat)}
+    found: dict[str, Any] = {"means": means, "tokens": tokens, "token_ids": np.concatenate(flat)}
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")

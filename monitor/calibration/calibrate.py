@@ -22,6 +22,7 @@ from monitor.calibration.corpus import (
     FOLDS,
     NEUTRAL,
     Approved,
+    Dialogue,
     EmotionText,
     GridItem,
     check_grid,
@@ -60,6 +61,7 @@ class Corpus:
     texts: list[EmotionText]
     grid: list[GridItem]
     approved: list[Approved]
+    service: list[Dialogue]
     grid_folds: dict[str, int]
     sha256: dict[str, str]
 
@@ -68,8 +70,13 @@ class Corpus:
         """Families in the order of their first emotion."""
         return list(dict.fromkeys(emotion.family for emotion in self.emotions))
 
+    def turns(self) -> list[tuple[str, list[Message]]]:
+        """Turns that are as they should be, each with where it stands: approved ones, then exchanges of service."""
+        approved = [(turn.place, turn.conversation) for turn in self.approved]
+        return approved + [(talk.place, exchange) for talk in self.service for exchange in talk.exchanges()]
+
     def conversations(self) -> list[list[Message]]:
-        """Texts as the user's, texts as the assistant's, the grid with its three replies, approved turns."""
+        """Texts as the user's, texts as the assistant's, the grid with its three replies, turns as they should be."""
         texts = [text.text for text in self.texts]
         return [
             *([{"role": "user", "content": text}] for text in texts),
@@ -79,14 +86,14 @@ class Corpus:
                 for item in self.grid
                 for reply in REPLIES
             ),
-            *(turn.conversation for turn in self.approved),
+            *(conversation for _, conversation in self.turns()),
         ]
 
     def places(self) -> list[str]:
         """File, line and field of each of the conversations."""
         texts = [f"{text.place}:text" for text in self.texts]
         replies = [f"{item.place}:{reply}" for item in self.grid for reply in REPLIES]
-        return [*texts, *texts, *replies, *(f"{turn.place}:messages" for turn in self.approved)]
+        return [*texts, *texts, *replies, *(f"{place}:messages" for place, _ in self.turns())]
 
 
 def read_corpus(folder: Path, approved: Path) -> Corpus:
@@ -95,7 +102,7 @@ def read_corpus(folder: Path, approved: Path) -> Corpus:
     Raises:
         CorpusError: A file or line cannot be used.
     """
-    files = {name: folder / name for name in ("emotions.json", "texts.jsonl", "grid.jsonl")}
+    files = {name: folder / name for name in ("emotions.json", "texts.jsonl", "grid.jsonl", "service.jsonl")}
     emotions = read_emotions(files["emotions.json"])
     texts = read_lines(files["texts.jsonl"], EmotionText)
     check_texts(files["texts.jsonl"], texts, emotions)
@@ -105,19 +112,20 @@ def read_corpus(folder: Path, approved: Path) -> Corpus:
     if not turns:
         raise CorpusError(str(approved), "holds no conversations; the reference needs some of the model's own replies")
     hashes = {name: sha256_of(path) for name, path in files.items()} | {"approved": sha256_of(approved)}
-    return Corpus(emotions, texts, grid, turns, folds, hashes)
+    service = read_lines(files["service.jsonl"], Dialogue)
+    return Corpus(emotions, texts, grid, turns, service, folds, hashes)
 
 
 class _Rows(NamedTuple):
     """Mean rows of the corpus.
 
-    Texts [2, N, L, H], grid users [G, L, H], replies [G, 3, L, H], approved turns [A, 2, L, H].
+    Texts [2, N, L, H], grid users [G, L, H], replies [G, 3, L, H], turns as they should be [A, 2, L, H].
     """
 
     texts: Floats
     users: Floats
     replies: Floats
-    approved: Floats
+    turns: Floats
 
 
 class _Shares(NamedTuple):
@@ -127,7 +135,7 @@ class _Shares(NamedTuple):
     texts: Floats
     users: Floats
     replies: Floats
-    approved: Floats
+    turns: Floats
 
 
 class _Fit(NamedTuple):
@@ -139,6 +147,14 @@ class _Fit(NamedTuple):
     twin: Floats
 
 
+class _Chosen(NamedTuple):
+    """A part of the corpus: texts [N], grid items [G] and turns of service [A]."""
+
+    texts: Mask
+    grid: Mask
+    service: Mask
+
+
 class _Labels(NamedTuple):
     """Classes and folds of the corpus."""
 
@@ -147,7 +163,8 @@ class _Labels(NamedTuple):
     strength: NDArray[np.int64]
     text_fold: NDArray[np.int64]
     grid_fold: NDArray[np.int64]
-    approved_fold: NDArray[np.int64]
+    turn_fold: NDArray[np.int64]
+    service: Mask
 
 
 def calibrate(
@@ -224,18 +241,18 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
     labels = _labels(corpus)
     rows, shares = _parts(found, corpus)
     everything = np.ones(len(labels.text_fold), bool), np.ones(len(labels.grid_fold), bool)
-    final = _fit(rows, shares, labels, columns, *everything)
-    texts, users, replies, approved = _cross_scores(rows, shares, labels, columns, final)
+    final = _fit(rows, shares, labels, columns, _Chosen(*everything, labels.service))
+    texts, users, replies, turns = _cross_scores(rows, shares, labels, columns, final)
 
     normal = replies[:, :2].reshape(-1, columns.total)
-    reference_user = np.concatenate([np.repeat(users, 2, axis=0), approved[:, 0]])
-    reference_assistant = np.concatenate([normal, approved[:, 1]])
+    reference_user = np.concatenate([np.repeat(users, 2, axis=0), turns[:, 0]])
+    reference_assistant = np.concatenate([normal, turns[:, 1]])
     means = np.stack([reference_user.mean(axis=0), reference_assistant.mean(axis=0)])
     spreads = np.maximum(np.stack([reference_user.std(axis=0), reference_assistant.std(axis=0)]), 1e-6)
     standard_user = (reference_user - means[0]) / spreads[0]
     standard_assistant = (reference_assistant - means[1]) / spreads[1]
 
-    allowed = _allowed(labels, len(corpus.approved))
+    allowed = _allowed(labels)
     warranted = fit_warranted(standard_user, standard_assistant, allowed, columns)
     standard_texts = (texts - means[:, None]) / spreads[:, None]
     platt = _platt(standard_texts[:, :, columns.emotion], labels.emotion)
@@ -256,7 +273,8 @@ def _build(card: dict[str, object], found: Activations, corpus: Corpus) -> Bank:
         residuals=warranted.residuals,
     )
     card["reference"] = {
-        "source": f"{len(corpus.approved)} approved turns, {2 * len(corpus.grid)} authored neutral and warranted ones",
+        "source": f"{len(corpus.approved)} approved turns, {int(labels.service.sum())} of plain service, "
+        f"{2 * len(corpus.grid)} authored neutral and warranted ones",
         "turns": {stance: int(mask.sum()) for stance, mask in allowed.items()},
     }
     standard_replies = (replies - means[1]) / spreads[1]
@@ -290,13 +308,16 @@ def _over_index(users: Floats, replies: Floats, warranted: Warranted, columns: C
 def _labels(corpus: Corpus) -> _Labels:
     names = [emotion.name for emotion in corpus.emotions]
     asked = {plain(item.user): corpus.grid_folds[item.domain] for item in corpus.grid}
+    approved = [_approved_fold(turn, asked) for turn in corpus.approved]
+    service = [talk.fold for talk in corpus.service for _ in talk.exchanges()]
     return _Labels(
         emotion=np.array([len(names) if t.emotion == NEUTRAL else names.index(t.emotion) for t in corpus.texts]),
         family_of=np.array([corpus.families.index(emotion.family) for emotion in corpus.emotions]),
         strength=np.array([item.strength for item in corpus.grid]),
         text_fold=np.array([text.fold for text in corpus.texts]),
         grid_fold=np.array([corpus.grid_folds[item.domain] for item in corpus.grid]),
-        approved_fold=np.array([_approved_fold(turn, asked) for turn in corpus.approved], np.int64),
+        turn_fold=np.array([*approved, *service], np.int64),
+        service=np.arange(len(approved) + len(service)) >= len(approved),
     )
 
 
@@ -311,33 +332,33 @@ def _parts(found: Activations, corpus: Corpus) -> tuple[_Rows, _Shares]:
     texts, grid = len(corpus.texts), len(corpus.grid)
     bounds = np.cumsum([texts, texts, len(REPLIES) * grid])
     means = found.means.astype(np.float64)
-    as_user, as_assistant, replied, approved = np.split(means, bounds)
+    as_user, as_assistant, replied, turns = np.split(means, bounds)
     rows = _Rows(
         np.stack([as_user[:, 0], as_assistant[:, 1]]),
         replied[:: len(REPLIES), 0],
         replied[:, 1].reshape(grid, len(REPLIES), *means.shape[2:]),
-        approved,
+        turns,
     )
     ids = [[found.ids_of(index, role) for role in (0, 1)] for index in range(len(means))]
     text_ids = [ids[index][0] for index in range(texts)]
     reply_ids = [ids[bounds[1] + index][1] for index in range(len(REPLIES) * grid)]
     user_ids = [ids[bounds[1] + len(REPLIES) * index][0] for index in range(grid)]
-    approved_ids = ids[bounds[2] :]
+    turn_ids = ids[bounds[2] :]
     tokens = vocabulary([*text_ids, *user_ids, *reply_ids])
     return rows, _Shares(
         tokens,
         token_shares(text_ids, tokens),
         token_shares(user_ids, tokens),
         token_shares(reply_ids, tokens).reshape(grid, len(REPLIES), -1),
-        token_shares([part for pair in approved_ids for part in pair], tokens).reshape(len(approved_ids), 2, -1),
+        token_shares([part for pair in turn_ids for part in pair], tokens).reshape(len(turn_ids), 2, -1),
     )
 
 
-def _allowed(labels: _Labels, approved: int) -> dict[Stance, Mask]:
-    """Which reference turns (neutral and warranted reply of each grid item, then approved ones) a stance allows."""
+def _allowed(labels: _Labels) -> dict[Stance, Mask]:
+    """Which reference turns (neutral and warranted reply of each grid item, then the other turns) a stance allows."""
     strength = np.repeat(labels.strength, 2)
     warranted = np.tile([False, True], len(labels.strength))
-    rest = np.ones(approved, bool)
+    rest = np.ones(len(labels.service), bool)
     return {
         Stance.NEUTRAL: np.concatenate([np.ones(len(strength), bool), rest]),
         Stance.SUPPORTIVE: np.concatenate([warranted, rest]),
@@ -355,48 +376,63 @@ def _narrowest_stance(allowed: dict[Stance, Mask]) -> NDArray[np.int32]:
 # -- fitting ----------------------------------------------------------------------------------------------------------
 
 
-def _fit(rows: _Rows, shares: _Shares, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> _Fit:
-    """Fits all probes and the twin on the chosen texts and grid items."""
+def _fit(rows: _Rows, shares: _Shares, labels: _Labels, columns: Columns, chosen: _Chosen) -> _Fit:
+    """Fits all probes and the twin on a part of the corpus."""
     layers = rows.users.shape[1]
-    reference = np.concatenate([rows.replies[grid][:, :2].reshape(-1, *rows.users.shape[1:]), rows.approved[:, 1]])
+    replies = rows.replies[chosen.grid][:, :2].reshape(-1, *rows.users.shape[1:])
+    reference = np.concatenate([replies, rows.turns[:, 1]])
     centres = reference.mean(axis=0)
     directions, scales = zip(
-        *(_fit_layer(rows, labels, columns, texts, grid, reference[:, layer], layer) for layer in range(layers)),
+        *(_fit_layer(rows, labels, columns, chosen, reference[:, layer], layer) for layer in range(layers)),
         strict=True,
     )
-    return _Fit(np.stack(directions), centres, np.stack(scales), _fit_twin(shares, labels, columns, texts, grid))
+    return _Fit(np.stack(directions), centres, np.stack(scales), _fit_twin(shares, labels, columns, chosen))
 
 
 def _fit_layer(
-    rows: _Rows, labels: _Labels, columns: Columns, texts: Mask, grid: Mask, reference: Floats, layer: int
+    rows: _Rows, labels: _Labels, columns: Columns, chosen: _Chosen, reference: Floats, layer: int
 ) -> tuple[Floats, Floats]:
     """Unit directions and scales of one layer: emotions, families, user affect, assistant affect."""
-    at = rows.texts[:, texts, layer]
+    at = rows.texts[:, chosen.texts, layer]
     # A text reads differently as a user's and as an assistant's: each position is centred on its own mean.
     stacked = (at - at.mean(axis=1, keepdims=True)).reshape(-1, at.shape[-1])
-    emotions = class_directions(stacked, np.tile(labels.emotion[texts], 2), columns.emotions, SHRINKAGE)
+    emotions = class_directions(stacked, np.tile(labels.emotion[chosen.texts], 2), columns.emotions, SHRINKAGE)
     spread = (reference @ emotions.T).std(axis=0)
     families = np.stack(
         [(emotions / spread[:, None])[labels.family_of == family].mean(axis=0) for family in range(columns.families)]
     )
     families /= np.linalg.norm(families, axis=1, keepdims=True)
-    user = graded_direction(rows.users[grid, layer], labels.strength[grid], SHRINKAGE)
-    replies = rows.replies[grid, :, layer]
-    grades = np.tile(np.arange(len(REPLIES)), int(grid.sum()))
-    assistant = graded_direction(replies.reshape(-1, replies.shape[-1]), grades, SHRINKAGE)
+    # Plain service is grade 0 on both sides: without it, questions and second persons pass for affect.
+    users = np.concatenate([rows.users[chosen.grid, layer], rows.turns[chosen.service, 0, layer]])
+    user = graded_direction(users, _strengths(labels, chosen), SHRINKAGE)
+    replies = rows.replies[chosen.grid, :, layer].reshape(-1, at.shape[-1])
+    replies = np.concatenate([replies, rows.turns[chosen.service, 1, layer]])
+    assistant = graded_direction(replies, _grades(chosen), SHRINKAGE)
     directions = np.concatenate([emotions, families, user[None], assistant[None]])
     return directions, (reference @ directions.T).std(axis=0)
 
 
-def _fit_twin(shares: _Shares, labels: _Labels, columns: Columns, texts: Mask, grid: Mask) -> Floats:
+def _strengths(labels: _Labels, chosen: _Chosen) -> NDArray[np.int64]:
+    """Strength of the user's affect in the chosen grid items, then in turns of service."""
+    return np.concatenate([labels.strength[chosen.grid], np.zeros(int(chosen.service.sum()), np.int64)])
+
+
+def _grades(chosen: _Chosen) -> NDArray[np.int64]:
+    """Grade of each reply to the chosen grid items, then of turns of service."""
+    replies = np.tile(np.arange(len(REPLIES)), int(chosen.grid.sum()))
+    return np.concatenate([replies, np.zeros(int(chosen.service.sum()), np.int64)])
+
+
+def _fit_twin(shares: _Shares, labels: _Labels, columns: Columns, chosen: _Chosen) -> Floats:
     """Weights of the text twin, [tokens, twins]."""
     with_neutral = np.append(labels.family_of, columns.families)
-    family = with_neutral[labels.emotion[texts]]
-    weights = [token_weights(shares.texts[texts], family == f) for f in range(columns.families)]
-    strong = labels.strength[grid] >= 2  # noqa: PLR2004 - clear or intense
-    weights.append(token_weights(shares.users[grid], strong))
-    excessive = np.tile(np.arange(len(REPLIES)), int(grid.sum())) == len(REPLIES) - 1
-    weights.append(token_weights(shares.replies[grid].reshape(len(excessive), -1), excessive))
+    family = with_neutral[labels.emotion[chosen.texts]]
+    weights = [token_weights(shares.texts[chosen.texts], family == f) for f in range(columns.families)]
+    users = np.concatenate([shares.users[chosen.grid], shares.turns[chosen.service, 0]])
+    weights.append(token_weights(users, _strengths(labels, chosen) >= 2))  # noqa: PLR2004 - clear or intense
+    replies = shares.replies[chosen.grid].reshape(-1, shares.replies.shape[-1])
+    replies = np.concatenate([replies, shares.turns[chosen.service, 1]])
+    weights.append(token_weights(replies, _grades(chosen) == len(REPLIES) - 1))
     return np.stack(weights, axis=1)
 
 
@@ -410,24 +446,25 @@ def _scores(fit: _Fit, rows: Floats, shares: Floats) -> Floats:
 def _cross_scores(
     rows: _Rows, shares: _Shares, labels: _Labels, columns: Columns, final: _Fit
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Scores by probes of the other folds: texts [2, N, C], users [G, C], replies [G, 3, C], approved [A, 2, C]."""
+    """Scores by probes of the other folds: texts [2, N, C], users [G, C], replies [G, 3, C], turns [A, 2, C]."""
     shape = columns.total
     texts = np.empty((2, len(labels.text_fold), shape))
     users, replies = np.empty((len(labels.grid_fold), shape)), np.empty((len(labels.grid_fold), len(REPLIES), shape))
-    approved = np.empty((len(labels.approved_fold), 2, shape))
-    # Nothing was fitted on approved turns with users of their own: the final probes read them as they will read traffic.
-    own = labels.approved_fold < 0
-    approved[own] = _scores(final, rows.approved[own], shares.approved[own])
+    turns = np.empty((len(labels.turn_fold), 2, shape))
+    # Nothing was fitted on approved turns with users of their own: the final probes read them as they read traffic.
+    own = labels.turn_fold < 0
+    turns[own] = _scores(final, rows.turns[own], shares.turns[own])
     for fold in range(FOLDS):
-        fit = _fit(rows, shares, labels, columns, labels.text_fold != fold, labels.grid_fold != fold)
+        rest = labels.service & (labels.turn_fold != fold)
+        fit = _fit(rows, shares, labels, columns, _Chosen(labels.text_fold != fold, labels.grid_fold != fold, rest))
         # Same units as the final probes, so that what is calibrated here holds for them.
         fit = fit._replace(centres=final.centres, scales=final.scales)
-        held, at, here = labels.text_fold == fold, labels.grid_fold == fold, labels.approved_fold == fold
+        held, at, here = labels.text_fold == fold, labels.grid_fold == fold, labels.turn_fold == fold
         texts[:, held] = _scores(fit, rows.texts[:, held], shares.texts[held][None].repeat(2, 0))
         users[at] = _scores(fit, rows.users[at], shares.users[at])
         replies[at] = _scores(fit, rows.replies[at], shares.replies[at])
-        approved[here] = _scores(fit, rows.approved[here], shares.approved[here])
-    return texts, users, replies, approved
+        turns[here] = _scores(fit, rows.turns[here], shares.turns[here])
+    return texts, users, replies, turns
 
 
 def _platt(scores: Floats, emotion: NDArray[np.int64]) -> Floats:

@@ -31,6 +31,11 @@ def _not_blank(text: str) -> str:
 Text = Annotated[str, AfterValidator(_not_blank)]
 
 
+def fold_of(group: str) -> int:
+    """The fold of all lines that share a topic or domain."""
+    return hashlib.sha256(group.lower().encode()).digest()[0] % FOLDS
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +63,7 @@ class EmotionText(_Line):
     @property
     def fold(self) -> int:
         """The part of the corpus it is held out with: all texts of one topic share it."""
-        return hashlib.sha256(self.topic.lower().encode()).digest()[0] % FOLDS
+        return fold_of(self.topic)
 
 
 class GridItem(_Line):
@@ -105,6 +110,23 @@ class Approved(_Line):
     def conversation(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
         return [message.model_dump() for message in self.messages]
+
+
+class Dialogue(_Line):
+    """A plain service dialogue: every exchange of it is as it should be."""
+
+    domain: str
+    messages: tuple[ChatMessage, ...] = Field(min_length=2)
+
+    @property
+    def fold(self) -> int:
+        """The part of the corpus it is held out with: all dialogues of one domain share it."""
+        return fold_of(self.domain)
+
+    def exchanges(self) -> list[list[dict[str, str]]]:
+        """The dialogue up to each of the assistant's replies."""
+        messages = [message.model_dump() for message in self.messages]
+        return [messages[: end + 1] for end, message in enumerate(messages) if message["role"] == "assistant"]
 
 
 LineType = TypeVar("LineType", bound=_Line)
