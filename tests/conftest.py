@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 from builders import make_bank, make_chatml_tokenizer
 
 from monitor.probes.bank import Bank
@@ -20,3 +22,10 @@ def small_bank() -> Bank:
 def tiny_tokenizer() -> Any:
     """A ChatML tokenizer whose markers are those of ``small_bank``."""
     return make_chatml_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def _logs_of_its_own() -> Iterator[None]:
+    """Undoes what a command said about logs: it may have pointed them at a stream that the test has closed."""
+    yield
+    structlog.reset_defaults()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("affect_monitor.capture")
 _SERVICE = "/affect.monitor.v1.IngestService/"
+_ANSWER_EVERY = 16
+"""Each answer wakes two threads that contend with the engine's for the interpreter: once in a while is enough."""
 _CALL_TIMEOUT = 5.0
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 0.8
 _CANCEL_TIMEOUT = 1.0
@@ -198,7 +200,10 @@ class SidecarClient:
         on_assessment: Callable[[ingest_pb2.Assessment], None] | None = None,
     ) -> None:
         self._address = address
-        self._hello = hello
+        self._hello = ingest_pb2.Hello()
+        self._hello.CopyFrom(hello)
+        self._hello.answer_every = _ANSWER_EVERY
+        self._urged = False
         self._queue_bytes, self._queue_steps = queue_bytes, queue_steps
         self._on_assessment = on_assessment
         self.counters = Counters()
@@ -294,6 +299,8 @@ class SidecarClient:
     def flush(self, timeout: float) -> bool:
         """Waits until everything handed over so far was taken by the sidecar."""
         with self._ready:
+            self._urged = True
+            self._ready.notify_all()
             self._ready.wait_for(lambda: self._drained() or self._stopping, timeout)
             return self._drained()
 
@@ -519,9 +526,13 @@ class SidecarClient:
             self.counters.tokens += 0 if content.rows is None else len(content.rows.rows)
             yield frame
             with self._ready:
-                self._ready.wait_for(lambda: link.closed or (link.accepted and (self._queue or self._stopping)))
-                if link.closed or not self._queue:
+                self._ready.wait_for(
+                    lambda: link.closed or (link.accepted and (self._queue or self._urged or self._stopping))
+                )
+                if link.closed or not (self._queue or self._urged):
                     return
+                # With nothing to send, a frame without rows asks for the answer that is still owed.
+                self._urged = False
                 content = self._fill(link)
 
     def _encode(self, content: _Content) -> bytes:

@@ -91,21 +91,28 @@ class IngestServicer:
         self, frames: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[ingest_pb2.StreamActivationsResponse]:
         session: EngineSession | None = None
+        every, owed = 1, 0
         try:
             # Frames are counted here: what a client says of its count may be missing or wrong.
             for sequence, raw in enumerate(frames, 1):
+                frame: Frame | None
                 try:
                     frame = self._decode(raw)
                 except FrameError as error:
-                    done = self._pipeline.refuse(sequence, error)
+                    frame, done = None, self._pipeline.refuse(sequence, error)
                 else:
                     frame.message.sequence = sequence
                     if session is None:
                         session = self._admit(frame, context)
+                        every = max(1, frame.message.hello.answer_every)
                         done = self._process(session, frame)
                     else:
                         done = self._process_later(session, frame)
-                yield from _answers(sequence, len(raw), done)
+                owed += len(raw)
+                waits = frame is not None and frame.data.nbytes and not (frame.message.events or any(done))
+                if not waits or sequence % every == 0 or owed >= self._settings.credit_bytes // 4:
+                    yield from _answers(sequence, owed, done)
+                    owed = 0
         finally:
             if session is not None:
                 self._pipeline.disconnect(session)

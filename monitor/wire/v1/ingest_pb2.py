@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x66\x66\x65\x63t/monitor/v1/ingest.proto\x12\x11\x61\x66\x66\x65\x63t.monitor.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xb0\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07\x62\x61nk_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x05 \x01(\x04\x12\x1c\n\x14initial_credit_bytes\x18\x06 \x01(\x04\x12\x1b\n\x13weights_fingerprint\x18\x07 \x01(\t\"\xe7\x01\n\x18StreamActivationsRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0csent_unix_ns\x18\x02 \x01(\x03\x12\'\n\x05hello\x18\x03 \x01(\x0b\x32\x18.affect.monitor.v1.Hello\x12\'\n\x05spans\x18\x04 \x01(\x0b\x32\x18.affect.monitor.v1.Spans\x12(\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x18.affect.monitor.v1.Event\x12\'\n\x04rows\x18\x0f \x01(\x0b\x32\x19.affect.monitor.v1.Tensor\"\xd3\x01\n\x05Hello\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x04 \x01(\t\x12\x15\n\rtemplate_hash\x18\x05 \x01(\t\x12\x11\n\tengine_id\x18\x06 \x01(\t\x12\x1a\n\x12\x64\x61ta_parallel_rank\x18\x07 \x01(\r\x12\x0e\n\x06layers\x18\x08 \x03(\r\x12\x13\n\x0bhidden_size\x18\t \x01(\r\"O\n\x05Spans\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x0e\n\x06starts\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"N\n\x06Tensor\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.affect.monitor.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x9c\x01\n\x05\x45vent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x18.affect.monitor.v1.StartH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.affect.monitor.v1.EndH\x00\x12%\n\x03gap\x18\x04 \x01(\x0b\x32\x16.affect.monitor.v1.GapH\x00\x42\x06\n\x04kind\"\xac\x01\n\x05Start\x12\x13\n\x0b\x65xternal_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x15\n\rprompt_length\x18\x03 \x01(\r\x12\x34\n\x06labels\x18\x04 \x03(\x0b\x32$.affect.monitor.v1.Start.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x03\x45nd\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.affect.monitor.v1.EndReason\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\r\"Q\n\x03Gap\x12\r\n\x05start\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12,\n\x06reason\x18\x03 \x01(\x0e\x32\x1c.affect.monitor.v1.GapReason\"\xa9\x01\n\x19StreamActivationsResponse\x12\x18\n\x10through_sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x63redit_bytes\x18\x02 \x01(\x04\x12\x32\n\x0b\x61ssessments\x18\x03 \x03(\x0b\x32\x1d.affect.monitor.v1.Assessment\x12(\n\x06\x66\x61ults\x18\x04 \x03(\x0b\x32\x18.affect.monitor.v1.Fault\"]\n\x05\x46\x61ult\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xe4\x07\n\nAssessment\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x13\n\x0buser_affect\x18\x04 \x01(\x01\x12\x18\n\x10\x61ssistant_affect\x18\x05 \x01(\x01\x12\x11\n\twarranted\x18\x06 \x01(\x01\x12\x12\n\nover_index\x18\x07 \x01(\x01\x12\x0f\n\x07p_value\x18\x08 \x01(\x01\x12\x10\n\x08\x63overage\x18\t \x01(\x01\x12\x17\n\x0ftwin_over_index\x18\n \x01(\x01\x12\x31\n\nvisibility\x18\x0b \x01(\x0e\x32\x1d.affect.monitor.v1.Visibility\x12=\n\x08\x66\x61milies\x18\x0c \x03(\x0b\x32+.affect.monitor.v1.Assessment.FamiliesEntry\x12=\n\x08\x65motions\x18\r \x03(\x0b\x32+.affect.monitor.v1.Assessment.EmotionsEntry\x12\x0e\n\x06\x61lerts\x18\x0e \x03(\t\x12\r\n\x05marks\x18\x0f \x03(\t\x12\x39\n\x06labels\x18\x10 \x03(\x0b\x32).affect.monitor.v1.Assessment.LabelsEntry\x12\x15\n\rended_unix_ns\x18\x11 \x01(\x03\x12\x18\n\x10\x61ssistant_tokens\x18\x12 \x01(\r\x12\x13\n\x0buser_tokens\x18\x13 \x01(\r\x12\x13\n\x0b\x65xternal_id\x18\x14 \x01(\t\x12\x10\n\x08prepared\x18\x15 \x01(\x01\x12\x0c\n\x04peak\x18\x16 \x01(\x01\x12\x46\n\ruser_emotions\x18\x17 \x03(\x0b\x32/.affect.monitor.v1.Assessment.UserEmotionsEntry\x12\x46\n\ruser_families\x18\x18 \x03(\x0b\x32/.affect.monitor.v1.Assessment.UserFamiliesEntry\x1a/\n\rFamiliesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rEmotionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11UserEmotionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11UserFamiliesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*L\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nDTYPE_BF16\x10\x01\x12\r\n\tDTYPE_F16\x10\x02\x12\r\n\tDTYPE_F32\x10\x03*k\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x16\n\x12\x45ND_REASON_ABORTED\x10\x03*\x93\x01\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18GAP_REASON_PREFIX_CACHED\x10\x01\x12\x16\n\x12GAP_REASON_DROPPED\x10\x02\x12\x18\n\x14GAP_REASON_RESTARTED\x10\x03\x12\x1a\n\x16GAP_REASON_SAMPLED_OUT\x10\x04*a\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x1b\n\x17VISIBILITY_TEXT_VISIBLE\x10\x01\x12\x1a\n\x16VISIBILITY_TEXT_SILENT\x10\x02\x32\xd8\x01\n\rIngestService\x12S\n\x08\x44\x65scribe\x12\".affect.monitor.v1.DescribeRequest\x1a#.affect.monitor.v1.DescribeResponse\x12r\n\x11StreamActivations\x12+.affect.monitor.v1.StreamActivationsRequest\x1a,.affect.monitor.v1.StreamActivationsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x66\x66\x65\x63t/monitor/v1/ingest.proto\x12\x11\x61\x66\x66\x65\x63t.monitor.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xb0\x01\n\x10\x44\x65scribeResponse\x12\x0f\n\x07\x62\x61nk_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x17\n\x0fmax_frame_bytes\x18\x05 \x01(\x04\x12\x1c\n\x14initial_credit_bytes\x18\x06 \x01(\x04\x12\x1b\n\x13weights_fingerprint\x18\x07 \x01(\t\"\xe7\x01\n\x18StreamActivationsRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0csent_unix_ns\x18\x02 \x01(\x03\x12\'\n\x05hello\x18\x03 \x01(\x0b\x32\x18.affect.monitor.v1.Hello\x12\'\n\x05spans\x18\x04 \x01(\x0b\x32\x18.affect.monitor.v1.Spans\x12(\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x18.affect.monitor.v1.Event\x12\'\n\x04rows\x18\x0f \x01(\x0b\x32\x19.affect.monitor.v1.Tensor\"\xe9\x01\n\x05Hello\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\x12\x1b\n\x13weights_fingerprint\x18\x03 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x04 \x01(\t\x12\x15\n\rtemplate_hash\x18\x05 \x01(\t\x12\x11\n\tengine_id\x18\x06 \x01(\t\x12\x1a\n\x12\x64\x61ta_parallel_rank\x18\x07 \x01(\r\x12\x0e\n\x06layers\x18\x08 \x03(\r\x12\x13\n\x0bhidden_size\x18\t \x01(\r\x12\x14\n\x0c\x61nswer_every\x18\n \x01(\r\"O\n\x05Spans\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x0e\n\x06starts\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\"N\n\x06Tensor\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.affect.monitor.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x9c\x01\n\x05\x45vent\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x18.affect.monitor.v1.StartH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.affect.monitor.v1.EndH\x00\x12%\n\x03gap\x18\x04 \x01(\x0b\x32\x16.affect.monitor.v1.GapH\x00\x42\x06\n\x04kind\"\xac\x01\n\x05Start\x12\x13\n\x0b\x65xternal_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x15\n\rprompt_length\x18\x03 \x01(\r\x12\x34\n\x06labels\x18\x04 \x03(\x0b\x32$.affect.monitor.v1.Start.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x03\x45nd\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.affect.monitor.v1.EndReason\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\r\"Q\n\x03Gap\x12\r\n\x05start\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12,\n\x06reason\x18\x03 \x01(\x0e\x32\x1c.affect.monitor.v1.GapReason\"\xa9\x01\n\x19StreamActivationsResponse\x12\x18\n\x10through_sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x63redit_bytes\x18\x02 \x01(\x04\x12\x32\n\x0b\x61ssessments\x18\x03 \x03(\x0b\x32\x1d.affect.monitor.v1.Assessment\x12(\n\x06\x66\x61ults\x18\x04 \x03(\x0b\x32\x18.affect.monitor.v1.Fault\"]\n\x05\x46\x61ult\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xe4\x07\n\nAssessment\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x13\n\x0buser_affect\x18\x04 \x01(\x01\x12\x18\n\x10\x61ssistant_affect\x18\x05 \x01(\x01\x12\x11\n\twarranted\x18\x06 \x01(\x01\x12\x12\n\nover_index\x18\x07 \x01(\x01\x12\x0f\n\x07p_value\x18\x08 \x01(\x01\x12\x10\n\x08\x63overage\x18\t \x01(\x01\x12\x17\n\x0ftwin_over_index\x18\n \x01(\x01\x12\x31\n\nvisibility\x18\x0b \x01(\x0e\x32\x1d.affect.monitor.v1.Visibility\x12=\n\x08\x66\x61milies\x18\x0c \x03(\x0b\x32+.affect.monitor.v1.Assessment.FamiliesEntry\x12=\n\x08\x65motions\x18\r \x03(\x0b\x32+.affect.monitor.v1.Assessment.EmotionsEntry\x12\x0e\n\x06\x61lerts\x18\x0e \x03(\t\x12\r\n\x05marks\x18\x0f \x03(\t\x12\x39\n\x06labels\x18\x10 \x03(\x0b\x32).affect.monitor.v1.Assessment.LabelsEntry\x12\x15\n\rended_unix_ns\x18\x11 \x01(\x03\x12\x18\n\x10\x61ssistant_tokens\x18\x12 \x01(\r\x12\x13\n\x0buser_tokens\x18\x13 \x01(\r\x12\x13\n\x0b\x65xternal_id\x18\x14 \x01(\t\x12\x10\n\x08prepared\x18\x15 \x01(\x01\x12\x0c\n\x04peak\x18\x16 \x01(\x01\x12\x46\n\ruser_emotions\x18\x17 \x03(\x0b\x32/.affect.monitor.v1.Assessment.UserEmotionsEntry\x12\x46\n\ruser_families\x18\x18 \x03(\x0b\x32/.affect.monitor.v1.Assessment.UserFamiliesEntry\x1a/\n\rFamiliesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rEmotionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11UserEmotionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x33\n\x11UserFamiliesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*L\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0e\n\nDTYPE_BF16\x10\x01\x12\r\n\tDTYPE_F16\x10\x02\x12\r\n\tDTYPE_F32\x10\x03*k\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x16\n\x12\x45ND_REASON_ABORTED\x10\x03*\x93\x01\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18GAP_REASON_PREFIX_CACHED\x10\x01\x12\x16\n\x12GAP_REASON_DROPPED\x10\x02\x12\x18\n\x14GAP_REASON_RESTARTED\x10\x03\x12\x1a\n\x16GAP_REASON_SAMPLED_OUT\x10\x04*a\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x1b\n\x17VISIBILITY_TEXT_VISIBLE\x10\x01\x12\x1a\n\x16VISIBILITY_TEXT_SILENT\x10\x02\x32\xd8\x01\n\rIngestService\x12S\n\x08\x44\x65scribe\x12\".affect.monitor.v1.DescribeRequest\x1a#.affect.monitor.v1.DescribeResponse\x12r\n\x11StreamActivations\x12+.affect.monitor.v1.StreamActivationsRequest\x1a,.affect.monitor.v1.StreamActivationsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,14 +43,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSESSMENT_USEREMOTIONSENTRY']._serialized_options = b'8\001'
   _globals['_ASSESSMENT_USERFAMILIESENTRY']._loaded_options = None
   _globals['_ASSESSMENT_USERFAMILIESENTRY']._serialized_options = b'8\001'
-  _globals['_DTYPE']._serialized_start=2618
-  _globals['_DTYPE']._serialized_end=2694
-  _globals['_ENDREASON']._serialized_start=2696
-  _globals['_ENDREASON']._serialized_end=2803
-  _globals['_GAPREASON']._serialized_start=2806
-  _globals['_GAPREASON']._serialized_end=2953
-  _globals['_VISIBILITY']._serialized_start=2955
-  _globals['_VISIBILITY']._serialized_end=3052
+  _globals['_DTYPE']._serialized_start=2640
+  _globals['_DTYPE']._serialized_end=2716
+  _globals['_ENDREASON']._serialized_start=2718
+  _globals['_ENDREASON']._serialized_end=2825
+  _globals['_GAPREASON']._serialized_start=2828
+  _globals['_GAPREASON']._serialized_end=2975
+  _globals['_VISIBILITY']._serialized_start=2977
+  _globals['_VISIBILITY']._serialized_end=3074
   _globals['_DESCRIBEREQUEST']._serialized_start=53
   _globals['_DESCRIBEREQUEST']._serialized_end=70
   _globals['_DESCRIBERESPONSE']._serialized_start=73
@@ -58,37 +58,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMACTIVATIONSREQUEST']._serialized_start=252
   _globals['_STREAMACTIVATIONSREQUEST']._serialized_end=483
   _globals['_HELLO']._serialized_start=486
-  _globals['_HELLO']._serialized_end=697
-  _globals['_SPANS']._serialized_start=699
-  _globals['_SPANS']._serialized_end=778
-  _globals['_TENSOR']._serialized_start=780
-  _globals['_TENSOR']._serialized_end=858
-  _globals['_EVENT']._serialized_start=861
-  _globals['_EVENT']._serialized_end=1017
-  _globals['_START']._serialized_start=1020
-  _globals['_START']._serialized_end=1192
-  _globals['_START_LABELSENTRY']._serialized_start=1147
-  _globals['_START_LABELSENTRY']._serialized_end=1192
-  _globals['_END']._serialized_start=1194
-  _globals['_END']._serialized_end=1267
-  _globals['_GAP']._serialized_start=1269
-  _globals['_GAP']._serialized_end=1350
-  _globals['_STREAMACTIVATIONSRESPONSE']._serialized_start=1353
-  _globals['_STREAMACTIVATIONSRESPONSE']._serialized_end=1522
-  _globals['_FAULT']._serialized_start=1524
-  _globals['_FAULT']._serialized_end=1617
-  _globals['_ASSESSMENT']._serialized_start=1620
-  _globals['_ASSESSMENT']._serialized_end=2616
-  _globals['_ASSESSMENT_FAMILIESENTRY']._serialized_start=2367
-  _globals['_ASSESSMENT_FAMILIESENTRY']._serialized_end=2414
-  _globals['_ASSESSMENT_EMOTIONSENTRY']._serialized_start=2416
-  _globals['_ASSESSMENT_EMOTIONSENTRY']._serialized_end=2463
-  _globals['_ASSESSMENT_LABELSENTRY']._serialized_start=1147
-  _globals['_ASSESSMENT_LABELSENTRY']._serialized_end=1192
-  _globals['_ASSESSMENT_USEREMOTIONSENTRY']._serialized_start=2512
-  _globals['_ASSESSMENT_USEREMOTIONSENTRY']._serialized_end=2563
-  _globals['_ASSESSMENT_USERFAMILIESENTRY']._serialized_start=2565
-  _globals['_ASSESSMENT_USERFAMILIESENTRY']._serialized_end=2616
-  _globals['_INGESTSERVICE']._serialized_start=3055
-  _globals['_INGESTSERVICE']._serialized_end=3271
+  _globals['_HELLO']._serialized_end=719
+  _globals['_SPANS']._serialized_start=721
+  _globals['_SPANS']._serialized_end=800
+  _globals['_TENSOR']._serialized_start=802
+  _globals['_TENSOR']._serialized_end=880
+  _globals['_EVENT']._serialized_start=883
+  _globals['_EVENT']._serialized_end=1039
+  _globals['_START']._serialized_start=1042
+  _globals['_START']._serialized_end=1214
+  _globals['_START_LABELSENTRY']._serialized_start=1169
+  _globals['_START_LABELSENTRY']._serialized_end=1214
+  _globals['_END']._serialized_start=1216
+  _globals['_END']._serialized_end=1289
+  _globals['_GAP']._serialized_start=1291
+  _globals['_GAP']._serialized_end=1372
+  _globals['_STREAMACTIVATIONSRESPONSE']._serialized_start=1375
+  _globals['_STREAMACTIVATIONSRESPONSE']._serialized_end=1544
+  _globals['_FAULT']._serialized_start=1546
+  _globals['_FAULT']._serialized_end=1639
+  _globals['_ASSESSMENT']._serialized_start=1642
+  _globals['_ASSESSMENT']._serialized_end=2638
+  _globals['_ASSESSMENT_FAMILIESENTRY']._serialized_start=2389
+  _globals['_ASSESSMENT_FAMILIESENTRY']._serialized_end=2436
+  _globals['_ASSESSMENT_EMOTIONSENTRY']._serialized_start=2438
+  _globals['_ASSESSMENT_EMOTIONSENTRY']._serialized_end=2485
+  _globals['_ASSESSMENT_LABELSENTRY']._serialized_start=1169
+  _globals['_ASSESSMENT_LABELSENTRY']._serialized_end=1214
+  _globals['_ASSESSMENT_USEREMOTIONSENTRY']._serialized_start=2534
+  _globals['_ASSESSMENT_USEREMOTIONSENTRY']._serialized_end=2585
+  _globals['_ASSESSMENT_USERFAMILIESENTRY']._serialized_start=2587
+  _globals['_ASSESSMENT_USERFAMILIESENTRY']._serialized_end=2638
+  _globals['_INGESTSERVICE']._serialized_start=3077
+  _globals['_INGESTSERVICE']._serialized_end=3293
 # @@protoc_insertion_point(module_scope)

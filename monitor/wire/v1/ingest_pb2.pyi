@@ -90,7 +90,7 @@ class StreamActivationsRequest(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., sent_unix_ns: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("model_name", "model_revision", "weights_fingerprint", "tokenizer_hash", "template_hash", "engine_id", "data_parallel_rank", "layers", "hidden_size")
+    __slots__ = ("model_name", "model_revision", "weights_fingerprint", "tokenizer_hash", "template_hash", "engine_id", "data_parallel_rank", "layers", "hidden_size", "answer_every")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Hello(_message.Message):
     DATA_PARALLEL_RANK_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_EVERY_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_revision: str
     weights_fingerprint: str
@@ -109,7 +110,8 @@ class Hello(_message.Message):
     data_parallel_rank: int
     layers: _containers.RepeatedScalarFieldContainer[int]
     hidden_size: int
-    def __init__(self, model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., weights_fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., engine_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+    answer_every: int
+    def __init__(self, model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., weights_fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., engine_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., answer_every: _Optional[int] = ...) -> None: ...
 
 class Spans(_message.Message):
     __slots__ = ("request_ids", "starts", "counts", "token_ids")
