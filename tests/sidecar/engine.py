@@ -150,12 +150,16 @@ class Stream:
         self._sequence = 0
         self.call = method(iter(self._frames.get, None), timeout=PATIENCE)
 
-    def send(self, frame: Request | bytes) -> Response:
-        """The answer to a frame."""
+    def post(self, frame: Request | bytes) -> None:
+        """Sends a frame that nothing is expected to come back for."""
         self._sequence += 1
         if isinstance(frame, Request):
             frame.sequence = self._sequence
         self._frames.put(frame)
+
+    def send(self, frame: Request | bytes) -> Response:
+        """The answer to a frame."""
+        self.post(frame)
         answer: Response = next(self.call)
         return answer
 

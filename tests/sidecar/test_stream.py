@@ -169,6 +169,19 @@ class TestAnswers:
         assert [answer.through_sequence for answer in answers] == [2, 3, 4]
         assert [len(answer.assessments) for answer in answers] == [0, 0, 1]
 
+    def test_rows_alone_may_wait(self, serve: Any, connect: Any, small_bank: Bank) -> None:
+        """An engine that asks for it gets one answer for several frames of rows, with the credit of all of them."""
+        serve()
+        stream, turn = connect().stream(small_bank, answer_every=4), make_turn(small_bank, "turn")
+        stream.send(make_frame((turn, 0, 10), events=[turn.start]))
+        rows = [make_frame((turn, 10, 12)), make_frame((turn, 12, turn.length))]
+
+        stream.post(rows[0])
+        answer = stream.send(rows[1])
+
+        assert answer.through_sequence == 4
+        assert answer.credit_bytes == sum(frame.ByteSize() for frame in rows)
+
     def test_alerting_turn(self, serve: Any, connect: Any, small_bank: Bank) -> None:
         """An assessment names its policy, its labels and the alerts it counted towards."""
         serve()
