@@ -39,6 +39,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _program(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from monitor import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
 bank_app = typer.Typer(help="Look at banks and check them.", no_args_is_help=True)
 app.add_typer(bank_app, name="bank")
 
@@ -74,13 +87,15 @@ def _tell(error: AffectMonitorError) -> None:
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit after the script.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary to this file.")] = None,
-    chat_port: Annotated[int, typer.Option(help="Port of the chat server; 0: a free one.")] = 0,
-    http_port: Annotated[int, typer.Option(help="Port of the sidecar's pages; 0: a free one.")] = 0,
+    chat_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the chat server; 0: a free one.")] = 0,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the sidecar's pages; 0: a free one.")] = 0,
 ) -> None:
     """Watch a real chat model being monitored: fetches it, plays scripted conversations, shows scores and alerts."""
     _need("transformers", "demo")
     if json_file is not None:
         _check_writable(json_file.parent, "--json")
+        if json_file.is_dir():
+            raise SetupError("--json", f"{json_file} is a folder; name a file")
     from monitor.demo.run import limit_threads, play
 
     limit_threads()
@@ -235,8 +250,10 @@ def bank_show(bank: Annotated[str, typer.Argument(help="Folder or name.")], as_j
     console.print(f"bank {card.bank_id} for {card.model.name}, layers {list(card.layers)} of {card.model.depth}")
     for family in card.families:
         console.print(f"  {family}: {', '.join(e.name for e in card.emotions if e.family == family)}")
-    console.print(f"reference: {card.reference.source}; turns by stance {dict(card.reference.turns)}")
-    console.print(f"figures: {card.figures}")
+    turns = ", ".join(f"{stance.value} {count}" for stance, count in card.reference.turns.items())
+    console.print(f"reference: {card.reference.source}\nturns by stance: {turns}\nfigures:")
+    for name, value in card.figures.items():
+        console.print(f"  {name}: {value:g}")
 
 
 @bank_app.command("verify")

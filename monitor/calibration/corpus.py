@@ -118,6 +118,17 @@ class Dialogue(_Line):
     domain: str
     messages: tuple[ChatMessage, ...] = Field(min_length=2)
 
+    @model_validator(mode="after")
+    def _asked_and_answered(self) -> Dialogue:
+        roles = [message.role for message in self.messages]
+        if "assistant" not in roles or "user" not in roles[: roles.index("assistant")]:
+            raise ValueError(
+                "must hold a user's message before the assistant's first, so that every reply has its user"
+            )
+        if not all(message.content.strip() for message in self.messages):
+            raise ValueError("must hold no empty message; write a text or remove the message")
+        return self
+
     @property
     def fold(self) -> int:
         """The part of the corpus it is held out with: all dialogues of one domain share it."""

@@ -198,7 +198,7 @@ class ChatServer:
     def _render(self, body: ChatRequest) -> list[int]:
         try:
             text = self._tokenizer.apply_chat_template(
-                [message.model_dump() for message in body.messages],
+                [{"role": message.role, "content": self._spoken(message.content)} for message in body.messages],
                 tokenize=False,
                 add_generation_prompt=not body.continue_final_message,
                 continue_final_message=body.continue_final_message,
@@ -206,6 +206,12 @@ class ChatServer:
         except Exception as error:  # noqa: BLE001 - templates raise whatever jinja raises
             raise ChatError("messages", f"the model's chat template refuses them: {error}") from None
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _spoken(self, content: str) -> str:
+        """A message without the tokenizer's special tokens: nobody but the template says where a role begins."""
+        for token in self._tokenizer.all_special_tokens:
+            content = content.replace(token, "")
+        return content
 
     async def _events(self, request: Request, generation: _Generation) -> AsyncIterator[str]:
         """The reply as server-sent events, in OpenAI's chunks."""

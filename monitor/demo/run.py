@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,13 +57,16 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
     Raises:
         SetupError: The assistant cannot be had, or a port is taken.
     """
+    # A terminal that closes, or a supervisor that stops the demo, must not leave its sidecar behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda code, _: sys.exit(128 + code))
     with ExitStack() as stack:
         bank = load_bank(NAME)
         folder = fetch(console)
         with console.status("loading the assistant"):
             model, tokenizer = load_assistant(folder)
         socket_path = Path(stack.enter_context(TemporaryDirectory(prefix="affect-"))) / "ingest.sock"
-        metrics_url = stack.enter_context(_sidecar(socket_path, http_port))
+        sidecar = stack.enter_context(_sidecar(socket_path, http_port))
         assessments: queue.Queue[ingest_pb2.Assessment] = queue.Queue()
         with console.status("introducing the model to the sidecar"):
             client = SidecarClient(
@@ -72,7 +76,7 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
             )
             stack.callback(client.close)
             if not client.wait_connected(_START_SECONDS):
-                raise SetupError("sidecar", "did not take the stream; its log above says why")
+                raise SetupError("sidecar", f"did not take the stream: {sidecar.last_words()}")
         tap = TransformersTap(model, client, bank.card.layers)
         stack.callback(tap.close)
         chat = ChatServer(model, tokenizer, NAME, tap)
@@ -80,7 +84,7 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
         server = serve_in_thread(chat.app, "127.0.0.1", chat_port, flag="--chat-port")
         stack.callback(server.stop)
         exchanges = load_script()
-        summary = _play_script(console, exchanges, server.url, assessments, metrics_url)
+        summary = _play_script(console, exchanges, server.url, assessments, sidecar)
         with console.status("generating with capture on and off"):
             summary["overhead_ratio"] = _overhead_ratio(model, tokenizer, bank, client)
         _say_what_next(console, summary, server.url, once=once)
@@ -102,9 +106,37 @@ def fetch(console: Console) -> Path:
         return ensure_assistant(lambda stage, done: bars.update(task, description=stage, completed=done))
 
 
+@dataclass(frozen=True)
+class _Sidecar:
+    """A sidecar process, its address and its log."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Waits until it serves."""
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self.alive:
+            if _answers(f"{self.url}/readyz"):
+                return
+            time.sleep(0.1)
+        raise SetupError("sidecar", f"did not start on {self.url}: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """How it ended, if it has, and the end of its log."""
+        ended = "" if self.alive else f"exit status {self.process.returncode}; "
+        return f"{ended}its log ends with: {self.log.read_text()[-800:].strip()}"
+
+
 @contextmanager
-def _sidecar(socket_path: Path, http_port: int) -> Iterator[str]:
-    """A sidecar process like the one in a pod; yields the address of its metrics."""
+def _sidecar(socket_path: Path, http_port: int) -> Iterator[_Sidecar]:
+    """A sidecar process like the one in a pod."""
     port = http_port or _free_port()
     command = [
         sys.executable, "-m", "monitor.cli", "serve", "--bank", NAME, "--policy", str(POLICIES / "service-desk.yaml"),
@@ -113,24 +145,16 @@ def _sidecar(socket_path: Path, http_port: int) -> Iterator[str]:
     log = socket_path.with_name("sidecar.log")
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stderr=stream)  # noqa: S603 - our own command
+    sidecar = _Sidecar(process, f"http://127.0.0.1:{port}", log)
     try:
-        _wait_ready(process, f"http://127.0.0.1:{port}", log)
-        yield f"http://127.0.0.1:{port}/metrics"
+        sidecar.wait_ready()
+        yield sidecar
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if _answers(f"{url}/readyz"):
-            return
-        time.sleep(0.1)
-    raise SetupError("sidecar", f"did not start on {url}: {log.read_text()[-800:]}")
 
 
 def _answers(url: str) -> bool:
@@ -150,10 +174,11 @@ def _play_script(
     exchanges: Sequence[Exchange],
     chat_url: str,
     assessments: queue.Queue[ingest_pb2.Assessment],
-    metrics_url: str,
+    sidecar: _Sidecar,
 ) -> dict[str, Any]:
     """Plays every exchange as a client of the chat server and gathers what the sidecar says of it."""
-    view = DemoView(len(exchanges))
+    metrics_url = f"{sidecar.url}/metrics"
+    view = DemoView(len(exchanges), f"metrics {metrics_url}   chat {chat_url}")
     turns: list[dict[str, Any]] = []
     began = time.perf_counter()
     live = Live(view, console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
@@ -161,7 +186,7 @@ def _play_script(
         for exchange in exchanges:
             view.ask(exchange)
             reply = http.post("/v1/chat/completions", json=exchange.body(NAME)).raise_for_status().json()
-            assessment = _assessment_of(reply["id"], assessments)
+            assessment = _assessment_of(reply["id"], assessments, sidecar)
             view.show(exchange, assessment)
             turns.append(_record(exchange, reply, assessment))
             if not console.is_terminal:
@@ -183,14 +208,17 @@ def _play_script(
     }
 
 
-def _assessment_of(request_id: str, assessments: queue.Queue[ingest_pb2.Assessment]) -> ingest_pb2.Assessment:
-    while True:
-        try:
-            assessment = assessments.get(timeout=_START_SECONDS)
-        except queue.Empty:
-            raise SetupError("sidecar", f"sent no assessment of {request_id} within {_START_SECONDS:.0f} s") from None
-        if assessment.request_id == request_id:
-            return assessment
+def _assessment_of(
+    request_id: str, assessments: queue.Queue[ingest_pb2.Assessment], sidecar: _Sidecar
+) -> ingest_pb2.Assessment:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and sidecar.alive:
+        with suppress(queue.Empty):
+            assessment = assessments.get(timeout=0.5)
+            if assessment.request_id == request_id:
+                return assessment
+    state = f"sent no assessment of {request_id}" if sidecar.alive else "has ended"
+    raise SetupError("sidecar", f"{state}: {sidecar.last_words()}")
 
 
 def _record(exchange: Exchange, reply: dict[str, Any], assessment: ingest_pb2.Assessment) -> dict[str, Any]:
@@ -262,8 +290,7 @@ def _say_what_next(console: Console, summary: dict[str, Any], chat_url: str, *, 
 
 def _wait_for_interrupt() -> None:
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
     stop.wait()
 
 

@@ -13,7 +13,8 @@ from rich.text import Text
 from monitor.demo.script import Exchange
 from monitor.wire.v1 import ingest_pb2
 
-_ROWS = 14
+_ROWS = 10
+"""With the alerts below them these fit a terminal of 24 lines."""
 _BAR = 12
 _BAR_SPAN = 6.0
 _STYLES = {"ordinary": "green", "distressed": "cyan", "overshoot": "magenta"}
@@ -36,12 +37,13 @@ def top_emotions(assessment: ingest_pb2.Assessment, count: int = 2) -> str:
 class DemoView:
     """Turns as they come in, newest last, and the alerts they raise."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, addresses: str) -> None:
         self._total = total
+        self._addresses = addresses
         self._done = 0
         self._rows: deque[tuple[Exchange, ingest_pb2.Assessment]] = deque(maxlen=_ROWS)
         self._asking: Exchange | None = None
-        self._alerts: deque[str] = deque(maxlen=4)
+        self._alerts: deque[str] = deque(maxlen=3)
 
     def ask(self, exchange: Exchange) -> None:
         """An exchange is under way."""
@@ -61,7 +63,7 @@ class DemoView:
 
     def __rich__(self) -> RenderableType:
         """The view as rich draws it."""
-        parts: list[RenderableType] = [self._table()]
+        parts: list[RenderableType] = [self._table(), Text(self._addresses, style="dim")]
         if self._asking is not None:
             question = self._asking.messages[-1].content
             parts.append(Text(f"… {self._asking.id}: {question[:90]}", style="dim"))
@@ -74,12 +76,10 @@ class DemoView:
         table = Table(
             title=f"affect-monitor demo · turn {self._done} of {self._total}", title_justify="left", expand=True
         )
-        table.add_column("turn", no_wrap=True)
-        table.add_column("U", justify="right")
-        table.add_column("A", justify="right")
-        table.add_column("over-index", no_wrap=True)
-        table.add_column("p", justify="right")
-        table.add_column("assistant shows", overflow="ellipsis", no_wrap=True)
+        table.add_column("turn", no_wrap=True, overflow="ellipsis", min_width=12)
+        for name, width in (("U", 4), ("A", 4), ("over-index", _BAR + 5), ("p", 6)):
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
+        table.add_column("assistant shows", no_wrap=True, overflow="ellipsis")
         for exchange, turn in self._rows:
             style = "bold red" if turn.alerts else _STYLES[exchange.kind]
             table.add_row(

@@ -1,6 +1,6 @@
 """Generates the protobuf code of this package from ``protos/``: ``python -m monitor.wire.generate``.
 
-Needs the ``dev`` extra and a checkout. The version of grpcio-tools is pinned there, so that the result is the same
+Needs the ``test`` extra and runs at the top of a checkout. The version of grpcio-tools is pinned there, so that the result is the same
 everywhere and runs on every protobuf release a current inference server carries.
 """
 
@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PROTOS = Path(__file__).parents[2] / "protos"
-OUTPUT = Path(__file__).parent / "v1"
+PROTOS = Path("protos")
+OUTPUT = Path("monitor/wire/v1")
 _PACKAGE = "affect.monitor.v1"
 
 
-def generate(output: Path, protos: Path = PROTOS) -> None:
+def generate(output: Path, protos: Path) -> None:
     """Writes ``*_pb2.py``, ``*_pb2.pyi`` and ``*_pb2_grpc.py`` for every proto into ``output``.
 
     Raises:
@@ -36,5 +36,5 @@ def generate(output: Path, protos: Path = PROTOS) -> None:
 
 
 if __name__ == "__main__":
-    generate(OUTPUT)
+    generate(OUTPUT, PROTOS)
     sys.stderr.write(f"wrote {OUTPUT}\n")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+import monitor.wire.v1
 from monitor.wire import generate
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytest.importorskip("grpc_tools")
+
+PACKAGE = Path(monitor.wire.v1.__path__[0])
 
 
 def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
     """Generating anew from the protos changes no file."""
-    generate.generate(tmp_path)
+    generate.generate(tmp_path, Path(__file__).parents[2] / "protos")
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    kept = {path.name: path.read_text() for path in generate.OUTPUT.iterdir() if "_pb2" in path.name and path.is_file()}
+    kept = {path.name: path.read_text() for path in PACKAGE.iterdir() if "_pb2" in path.name and path.is_file()}
     assert made == kept
 
 
