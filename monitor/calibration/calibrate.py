@@ -111,8 +111,8 @@ def read_corpus(folder: Path, approved: Path) -> Corpus:
     turns = read_lines(approved, Approved)
     if not turns:
         raise CorpusError(str(approved), "holds no conversations; the reference needs some of the model's own replies")
-    hashes = {name: sha256_of(path) for name, path in files.items()} | {"approved": sha256_of(approved)}
     service = read_lines(files["service.jsonl"], Dialogue)
+    hashes = {name: sha256_of(path) for name, path in files.items()} | {"approved": sha256_of(approved)}
     return Corpus(emotions, texts, grid, turns, service, folds, hashes)
 
 

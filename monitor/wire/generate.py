@@ -1,7 +1,7 @@
 """Generates the protobuf code of this package from ``protos/``: ``python -m monitor.wire.generate``.
 
-Needs the ``test`` extra and runs at the top of a checkout. The version of grpcio-tools is pinned there, so that the result is the same
-everywhere and runs on every protobuf release a current inference server carries.
+Needs the ``test`` extra and runs at the top of a checkout. The version of grpcio-tools is pinned there, so that the
+result is the same everywhere and runs on every protobuf release a current inference server carries.
 """
 
 from __future__ import annotations

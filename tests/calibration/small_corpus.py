@@ -19,16 +19,16 @@ Files = dict[str, list[dict[str, Any]]]
 
 HIDDEN, DEPTH, CONTEXT = 32, 4, 256
 REPLIES = ("neutral", "warranted", "excessive")
-NAMES = ("emotions.json", "texts.jsonl", "grid.jsonl", "approved.jsonl")
+NAMES = ("emotions.json", "texts.jsonl", "grid.jsonl", "service.jsonl", "approved.jsonl")
 OWN_USER = "qq ww ee rr tt"
 """A user turn of the approved conversations that the grid lacks."""
 
 
-def make_model(vocabulary: int, seed: int = 5) -> Any:
+def make_model(vocabulary: int, seed: int = 5, hidden: int = HIDDEN) -> Any:
     """A random Llama of four blocks."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=DEPTH,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=48, num_hidden_layers=DEPTH,
         num_attention_heads=4, max_position_embeddings=CONTEXT, initializer_range=0.2, bos_token_id=None,
         eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
@@ -64,7 +64,14 @@ def make_corpus(domains: int = 6, seed: int = 0) -> Files:
     own = {
         "messages": [{"role": "user", "content": OWN_USER}, {"role": "assistant", "content": words(rng) + " ~^" * 9}]
     }
-    return dict(zip(NAMES, (emotions, texts, grid, [*asked, own]), strict=True))
+    service = [
+        {
+            "domain": f"service {number}",
+            "messages": [{"role": role, "content": words(rng)} for role in ("user", "assistant") * 2],
+        }
+        for number in range(4)
+    ]
+    return dict(zip(NAMES, (emotions, texts, grid, service, [*asked, own]), strict=True))
 
 
 def grid_item(
@@ -73,7 +80,7 @@ def grid_item(
     """One user turn and its replies, each closed by its sign."""
     return {
         "domain": domain, "user_emotion": "none", "strength": strength, "user": f"{words(rng)} {'+' * strength}",
-        **{reply: f"{words(rng)} {sign}" for reply, sign in zip(REPLIES, signs, strict=True)},
+        **{reply: f"{words(rng, 2)} {3 * sign}" for reply, sign in zip(REPLIES, signs, strict=True)},
         "excess_kind": "praise", "excess_lexical": False, "neutral_names_emotion": False,
     }  # fmt: skip
 
@@ -94,10 +101,10 @@ def read(folder: Path) -> Corpus:
     return read_corpus(folder, folder / "approved.jsonl")
 
 
-def changed(files: Files, name: str, line: int, **fields: Any) -> Files:
+def changed(files: Files, file: str, line: int, **fields: Any) -> Files:
     """A corpus with some fields of one line (from 1) set; a field set to None is taken out."""
     files = copy.deepcopy(files)
-    entry = files[name][line - 1]
+    entry = files[file][line - 1]
     for field, value in fields.items():
         entry[field] = value
         if value is None:
