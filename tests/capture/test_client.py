@@ -296,8 +296,10 @@ class TestReconnecting:
         assert frames[0].hello.engine_id == "test"
         assert [name for name, _ in double.events("start", frames[:1])] == ["a", "untouched"]
         ((name, gap),) = double.events("gap", frames)
-        assert (name, gap.start, gap.count, gap.reason) == ("a", 0, 3, ingest_pb2.GAP_REASON_RESTARTED)
-        assert sorted(rows_by_position(frames)["a"]) == [3]
+        assert (name, gap.start, gap.reason) == ("a", 0, ingest_pb2.GAP_REASON_RESTARTED)
+        # The fourth row may have left on the dying connection; what the gap names and what came are all rows, once.
+        assert [*range(gap.count), *sorted(rows_by_position(frames)["a"])] == [0, 1, 2, 3]
+        assert gap.count >= 3
         assert [end.total_tokens for _, end in double.events("end", frames)] == [4]
         assert sender.counters.reconnects == 1
 
