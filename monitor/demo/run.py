@@ -32,12 +32,13 @@ from monitor.capture.identity import hello_of
 from monitor.capture.transformers import TransformersTap
 from monitor.demo.assistant import NAME, ensure_assistant, load_assistant
 from monitor.demo.chat import ChatServer
+from monitor.demo.overhead import generation_ratio
 from monitor.demo.script import Exchange, load_script
 from monitor.demo.view import DemoView
 from monitor.errors import SetupError
 from monitor.outputs.http import serve_in_thread
 from monitor.policy.schema import SHIPPED as POLICIES
-from monitor.probes.bank import Bank, load_bank
+from monitor.probes.bank import load_bank
 from monitor.wire.v1 import ingest_pb2
 
 _START_SECONDS = 60.0
@@ -86,7 +87,15 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
         exchanges = load_script()
         summary = _play_script(console, exchanges, server.url, assessments, sidecar)
         with console.status("generating with capture on and off"):
-            summary["overhead_ratio"] = _overhead_ratio(model, tokenizer, bank, client)
+            summary["overhead_ratio"] = generation_ratio(
+                model,
+                tokenizer,
+                bank.card.layers,
+                client,
+                _OVERHEAD_PROMPTS,
+                tokens=_OVERHEAD_TOKENS,
+                rounds=_OVERHEAD_ROUNDS,
+            )
         _say_what_next(console, summary, server.url, once=once)
         if not once:
             _wait_for_interrupt()
@@ -248,18 +257,6 @@ def _sample(metrics_url: str, name: str) -> float:
     """The value of one metric without labels, as a scrape shows it."""
     page = httpx.get(metrics_url, timeout=10.0).raise_for_status().text
     return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} "))
-
-
-def _overhead_ratio(model: Any, tokenizer: Any, bank: Bank, client: SidecarClient) -> float:
-    """Tokens a second with capture on, over the same with capture off: medians of interleaved rounds.
-
-    The sidecar's work counts too, as it shares the processor here.
-    """
-    from monitor.demo.overhead import generation_ratio
-
-    return generation_ratio(
-        model, tokenizer, bank.card.layers, client, _OVERHEAD_PROMPTS, tokens=_OVERHEAD_TOKENS, rounds=_OVERHEAD_ROUNDS
-    )
 
 
 def _say_what_next(console: Console, summary: dict[str, Any], chat_url: str, *, once: bool) -> None:
