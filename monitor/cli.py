@@ -22,6 +22,7 @@ try:
     import typer
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
     from rich.text import Text
 except ImportError as error:
     print(
@@ -32,6 +33,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from monitor.calibration.activations import Progress as Told
+    from monitor.probes.bank import BankCard
 
 app = typer.Typer(
     help="Sees from a deployed assistant's hidden states when its affect exceeds what situation and policy warrant.",
@@ -54,6 +56,8 @@ def _program(
 
 bank_app = typer.Typer(help="Look at banks and check them.", no_args_is_help=True)
 app.add_typer(bank_app, name="bank")
+corpus_app = typer.Typer(help="Have a corpus written.", no_args_is_help=True)
+app.add_typer(corpus_app, name="corpus")
 
 _ERRORS = Console(stderr=True)
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
@@ -159,28 +163,64 @@ def check_config(bank: _BANK, policy: Annotated[Path, typer.Option(help="Policy 
 @app.command()
 def calibrate(
     model: _MODEL,
-    out: Annotated[Path, typer.Option(help="Folder for the bank.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bank and its report.")],
     corpus: Annotated[Path | None, typer.Option(help="Folder of a corpus; default: the one in the package.")] = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option(help="Further labelled texts: JSON Lines, CSV, TSV or a datasets folder.")
+    ] = None,
     approved: Annotated[
         Path | None, typer.Option(help="Approved conversations of this model, JSON Lines; default: the corpus's.")
     ] = None,
+    estimator: Annotated[str, typer.Option(help="whitened, anchor or logistic.")] = "whitened",
+    layers: Annotated[str, typer.Option(help="Layers of the bank, as in 16,20; default: the best of a sweep.")] = "",
+    check_texts: Annotated[
+        Path | None, typer.Option(help="Labelled texts by others, to test on alone (row 3 of the battery).")
+    ] = None,
+    check_dialogues: Annotated[
+        Path | None, typer.Option(help="Neutral service dialogues by others, to test on alone (row 11).")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for activations; default: the user's cache.")] = None,
 ) -> None:
-    """Make a bank: corpus -> activations -> probes -> calibration -> reference."""
+    """Make a bank and its report: corpus -> activations -> probes -> calibration -> reference -> battery."""
     _need("sklearn", "calibrate")
+    _need("plotly", "calibrate")
     _check_writable(next(place for place in (out, *out.absolute().parents) if place.exists()), "--out")
     from monitor.calibration.calibrate import calibrate as make_bank
-    from monitor.calibration.calibrate import read_corpus
-    from monitor.calibration.corpus import SHIPPED
+    from monitor.calibration.corpus import SHIPPED, read_corpus
+    from monitor.calibration.dialogues import read_dialogues
+    from monitor.calibration.readers import read_texts
     from monitor.demo.assistant import NAME, cache_folder
+    from monitor.evaluation.certify import certified
+    from monitor.evaluation.evidence import Evidence
+    from monitor.evaluation.report import write_report
+    from monitor.probes.fit import ESTIMATORS
 
+    if estimator not in ESTIMATORS:
+        raise SetupError("--estimator", f"{estimator!r} is none of {sorted(ESTIMATORS)}")
     folder = corpus or SHIPPED
     read = read_corpus(folder, approved or folder / "approved.jsonl")
-    name = NAME if model == "demo" else Path(model).name
+    emotions = [emotion.name for emotion in read.emotions]
+    for path in texts or []:
+        read = read.with_texts(path, read_texts(path, emotions).texts)
+    outside = read_texts(check_texts, emotions).texts if check_texts else []
+    dialogues = read_dialogues(check_dialogues) if check_dialogues else []
     with _bar("conversations") as told:
-        bank = make_bank(name, lambda: _load(model), read, cache or cache_folder() / "activations", told)
+        made = make_bank(
+            NAME if model == "demo" else Path(model).name,
+            lambda: _load(model),
+            read,
+            cache or cache_folder() / "activations",
+            estimator=estimator,
+            layers=_numbers(layers, "--layers"),
+            further=len(outside) + sum(len(talk.exchanges()) for talk in dialogues),
+            progress=told,
+        )
+        evidence = Evidence(made, outside, dialogues)
+    bank = certified(made, evidence)
     bank.save(out)
-    Console().print_json(json.dumps({"bank": str(out), "bank_id": bank.card.bank_id, **bank.card.figures}))
+    write_report(evidence, bank.card, out / "report.html")
+    _show_battery(bank.card)
+    print(f"bank {bank.card.bank_id} and its report: {out / 'report.html'}")
 
 
 @app.command()
@@ -237,6 +277,39 @@ def status(
     Console().print_json(json.dumps(shown | {"alerts": MessageToDict(alerts).get("alerts", [])}))
 
 
+@corpus_app.command("write")
+def corpus_write(
+    out: Annotated[Path, typer.Option(help="File of texts, JSON Lines; where it exists, it is gone on with.")],
+    model: Annotated[str, typer.Option(help="The model that writes: a folder, or demo.")] = "",
+    endpoint: Annotated[str, typer.Option(help="Base address of an OpenAI-compatible server that writes.")] = "",
+    endpoint_model: Annotated[str, typer.Option(help="The server's name of the model.")] = "",
+    emotions: Annotated[
+        Path | None,
+        typer.Option(help="Emotions, in the layout of emotions.json; default: the 171 of the anchor paper."),
+    ] = None,
+    topics: Annotated[Path | None, typer.Option(help="JSON list of topics; default: the 100 in the package.")] = None,
+    register: Annotated[list[str] | None, typer.Option(help="Kinds of text; default: story.")] = None,
+    per_pair: Annotated[int, typer.Option(min=1, help="Texts for each emotion, topic and register.")] = 12,
+) -> None:
+    """Have a model write labelled texts: every emotion on every topic, without the emotion's word."""
+    from monitor.calibration.corpus import SHIPPED
+    from monitor.calibration.lines import NEUTRAL, read_emotions
+    from monitor.calibration.write_corpus import read_topics, write_texts
+    from monitor.calibration.writers import EndpointWriter, LocalWriter, Writer
+
+    if bool(model) == bool(endpoint):
+        raise SetupError("--model", "name a model or an --endpoint, one of the two")
+    writer: Writer = EndpointWriter(endpoint, endpoint_model) if endpoint else LocalWriter(*_load(model))
+    names = [emotion.name for emotion in read_emotions(emotions or SHIPPED / "emotions171.json")]
+    listed = read_topics(topics or SHIPPED / "topics.json")
+    with _bar("texts") as told:
+        found = write_texts(writer, [*names, NEUTRAL], listed, register or ["story"], per_pair, out, told)
+    print(
+        f"{found.written} texts written, {found.named} of them name their emotion, {found.left_out} left out, "
+        f"{found.present} stood there"
+    )
+
+
 @bank_app.command("show")
 def bank_show(bank: Annotated[str, typer.Argument(help="Folder or name.")], as_json: _JSON = False) -> None:
     """What a bank is: model, layers, emotions, reference, figures."""
@@ -251,9 +324,8 @@ def bank_show(bank: Annotated[str, typer.Argument(help="Folder or name.")], as_j
     for family in card.families:
         console.print(f"  {family}: {', '.join(e.name for e in card.emotions if e.family == family)}")
     turns = ", ".join(f"{stance.value} {count}" for stance, count in card.reference.turns.items())
-    console.print(f"reference: {card.reference.source}\nturns by stance: {turns}\nfigures:")
-    for name, value in card.figures.items():
-        console.print(f"  {name}: {value:g}")
+    console.print(f"reference: {card.reference.source}\nturns by stance: {turns}")
+    _show_battery(card)
 
 
 @bank_app.command("verify")
@@ -263,6 +335,27 @@ def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or name.")]) ->
 
     with _verdict():
         print(f"{load_bank(bank).card.bank_id} ok")
+
+
+def _show_battery(card: BankCard) -> None:
+    """The rows of the battery as a table, and the emotions words show as well."""
+    table = Table("row", "claim", "bar", "figure", "95 % interval", "", "note")
+    for row in card.battery:
+        figure = "" if row.value is None else f"{row.value:.3f}"
+        interval = "" if row.low is None or row.low == row.high else f"{row.low:.3f} to {row.high:.3f}"
+        verdict = {True: "pass", False: "MISS", None: "not run"}[row.passed]
+        table.add_row(row.number, row.name, row.bar, figure, interval, verdict, row.note)
+    console = Console()
+    console.print(table)
+    console.print(f"text-equivalent emotions: {', '.join(card.text_equivalent) or 'none'}", highlight=False)
+
+
+def _numbers(text: str, flag: str) -> list[int]:
+    """Whole numbers, separated by commas."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise SetupError(flag, f"{text!r} is no list of layers; write them as in 16,20") from None
 
 
 def _check(bank: str, policy: Path) -> None:

@@ -1,16 +1,20 @@
-"""Over-index: how far a turn's assistant affect exceeds what the reference shows for the same user affect and stance.
+"""Over-index: how far a turn's assistant affect exceeds what the reference shows for like users, stance and length.
 
-The warranted level is an upper quantile of A given U, linear in U (quantile regression, Koenker & Bassett 1978); the
-p-value is the conformal rank of the excess among reference turns that did not fit the quantile (split conformal,
-Vovk et al. 2005), so that an alert at rate alpha is wrong on at most alpha of exchangeable turns.
+The warranted level is an upper quantile of A, linear in U and in tokens ** -1/2, for means over few tokens scatter more
+(quantile regression, Koenker & Bassett 1978). The excess is ranked among reference turns that did not fit the quantile
+(conformalised quantile regression, Romano et al. 2019). Its p-value is the 95 % upper bound of the share of like turns
+that lie as far out (Vovk 2012, conditional validity; Clopper & Pearson 1934): with 95 % confidence a rule that alarms
+at rate alpha is wrong on at most alpha of exchangeable turns, whatever the luck of the reference.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from monitor.probes.bank import Bank, Columns, Stance
 from monitor.turns.tracker import TurnStats
@@ -26,9 +30,9 @@ class Excess(NamedTuple):
 
     Attributes:
         value: Assistant score, in reference standard deviations.
-        warranted: Upper quantile the reference shows for this user score.
+        warranted: Upper quantile the reference shows for this user score and length.
         over_index: (value - warranted) / scale.
-        p_value: Conformal p-value; two-sided in a crisis, where coldness is a fault too.
+        p_value: Certified share of like turns as far out; two-sided in a crisis, where coldness is a fault too.
     """
 
     value: float
@@ -83,7 +87,7 @@ class Assessor:
         user, assistant = self.standardise(stats.user, 0), self.standardise(stats.assistant, 1)
         if not stats.user_tokens:
             user = np.zeros_like(user)
-        excesses = self._excesses(user, assistant, STANCES.index(stance))
+        excesses = self._excesses(user, assistant, stats.assistant_tokens, STANCES.index(stance))
         families = dict(zip(self._families, excesses, strict=False))
         at = columns.assistant_affect
         return TurnAssessment(
@@ -91,8 +95,8 @@ class Assessor:
             affect=excesses[-2],
             twin=excesses[-1],
             families=families,
-            emotions=self.probabilities(assistant),
-            user_emotions=self.probabilities(user),
+            emotions=self.probabilities(assistant, 1),
+            user_emotions=self.probabilities(user, 0),
             user_families=dict(zip(self._families, map(float, user[columns.family]), strict=True)),
             prepared=float(self.standardise(stats.header, 1)[at]),
             peak=float(self.standardise(stats.peak, 1)[at]),
@@ -103,30 +107,29 @@ class Assessor:
         standard: Floats = (scores - self._tensors.turn_means[role]) / self._tensors.turn_scales[role]
         return standard
 
-    def named(self, standardised: Floats) -> tuple[dict[str, float], dict[str, float]]:
+    def named(self, standardised: Floats, role: int) -> tuple[dict[str, float], dict[str, float]]:
         """Emotion probabilities and family scores by name."""
         families = map(float, standardised[self._columns.family])
-        return self.probabilities(standardised), dict(zip(self._families, families, strict=True))
+        return self.probabilities(standardised, role), dict(zip(self._families, families, strict=True))
 
-    def probabilities(self, standardised: Floats) -> dict[str, float]:
-        """Platt-calibrated emotion probabilities of standardised scores, [columns]."""
-        slope, intercept = self._tensors.platt.T
+    def probabilities(self, standardised: Floats, role: int) -> dict[str, float]:
+        """Platt-calibrated emotion probabilities of scores standardised for the same role, [columns]."""
+        slope, intercept = self._tensors.platt[role].T
         logits = np.clip(slope * standardised[self._columns.emotion] + intercept, -40, 40)
         return dict(zip(self._emotions, map(float, 1 / (1 + np.exp(-logits))), strict=True))
 
-    def _excesses(self, user: Floats, assistant: Floats, stance: int) -> list[Excess]:
+    def _excesses(self, user: Floats, assistant: Floats, tokens: int, stance: int) -> list[Excess]:
         """Excess of each family, of affect, and of the twin's affect, in this order."""
         value, given = target_values(user, assistant, self._columns)
-        intercept, slope = self._tensors.warranted[stance].T
-        warranted = intercept + slope * given
-        over = (value - warranted) / self._tensors.warranted_scale[stance]
+        lines = Warranted(self._tensors.warranted[stance], self._tensors.spread[stance])
+        warranted, over = lines.excess(value, given, np.float32(tokens))
         two_sided = STANCES[stance] is Stance.CRISIS
         return [
             Excess(
                 float(value[target]),
                 float(warranted[target]),
                 float(over[target]),
-                conformal_p(
+                certified_p(
                     self._tensors.residuals[stance, target, : self._held[stance, target]], over[target], two_sided
                 ),
             )
@@ -144,16 +147,60 @@ def target_values(user: Values, assistant: Values, columns: Columns) -> tuple[Va
     return cast("Values", assistant[..., at]), cast("Values", user[..., given])
 
 
-def conformal_p(residuals: Floats, over_index: float, two_sided: bool) -> float:
-    """Rank of an over-index among the ascending over-indices of reference turns, as a p-value in (0, 1].
+class Warranted(NamedTuple):
+    """Warranted levels of T targets under one stance.
 
-    NaN has no rank: its p-value is NaN, which is below no rate.
+    Attributes:
+        level: Intercept, slope on U and slope on tokens ** -1/2 of the upper quantile of A, [T, 3].
+        spread: Intercept and slope on tokens ** -1/2 of the unit of the over-index, [T, 2].
+    """
+
+    level: NDArray[Any]
+    spread: NDArray[Any]
+
+    def excess(self, value: Values, given: Values, tokens: Any) -> tuple[Values, Values]:
+        """Warranted level and over-index of scores.
+
+        Args:
+            value: What is judged, [..., T].
+            given: The user scores it is judged by, [..., T].
+            tokens: Assistant tokens, a number or [..., 1]; none counts as one.
+        """
+        brevity = np.maximum(tokens, 1) ** -0.5
+        level = self.level[:, 0] + self.level[:, 1] * given + self.level[:, 2] * brevity
+        over = (value - level) / (self.spread[:, 0] + self.spread[:, 1] * brevity)
+        return cast("Values", level), cast("Values", over)
+
+
+CONFIDENCE = 0.95
+"""Confidence of a certified false-alarm rate."""
+
+
+def certified_p(residuals: Floats, over_index: float, two_sided: bool) -> float:
+    """Upper bound of the share of turns like the reference's that lie at least as far out, in (0, 1].
+
+    With k of n reference turns as far out it is the CONFIDENCE quantile of Beta(k + 1, n - k). It is never below
+    1 - (1 - CONFIDENCE) ** (1 / n), about 3 / n: what n turns can certify. NaN has no rank: its p-value is NaN, which
+    is below no rate.
+
+    Args:
+        residuals: Over-indices of the reference turns, ascending, [n].
+        over_index: The turn's.
+        two_sided: Whether lying far below is as remarkable.
     """
     if np.isnan(over_index):
         return float("nan")
     count = len(residuals)
-    above = (1 + count - int(np.searchsorted(residuals, over_index, side="left"))) / (count + 1)
+    above = exceedance_bound(count - int(np.searchsorted(residuals, over_index, side="left")), count)
     if not two_sided:
         return above
-    below = (1 + int(np.searchsorted(residuals, over_index, side="right"))) / (count + 1)
+    below = exceedance_bound(int(np.searchsorted(residuals, over_index, side="right")), count)
     return min(1.0, 2 * min(above, below))
+
+
+@lru_cache(maxsize=1 << 16)
+def exceedance_bound(exceeding: int, turns: int) -> float:
+    """Upper confidence bound of a rate of which ``exceeding`` of ``turns`` were seen (Clopper & Pearson 1934)."""
+    if exceeding >= turns:
+        return 1.0
+    return float(betaincinv(exceeding + 1, turns - exceeding, CONFIDENCE))

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from monitor.calibration.lines import Message
 from monitor.capture.transformers import LayerRows, decoder_blocks
 from monitor.errors import CorpusError, SetupError
 from monitor.probes.markers import Marker, Role
 from monitor.turns.roles import RoleLabeller
 
 Floats = NDArray[np.float32]
-Message = dict[str, str]
 Progress = Callable[[int, int], None]
 
 _BATCH_TOKENS = 4096
@@ -50,11 +50,10 @@ class Activations:
     tokens: NDArray[np.int64]
     token_ids: NDArray[np.int32]
 
-    def ids_of(self, conversation: int, role: int) -> NDArray[np.int32]:
-        """Token ids of one segment (0 user, 1 assistant)."""
-        ends = np.cumsum(self.tokens.reshape(-1))
-        index = 2 * conversation + role
-        return self.token_ids[ends[index] - self.tokens[conversation, role] : ends[index]]
+    def ids(self, role: int) -> list[NDArray[np.int32]]:
+        """Token ids of one role's segments (0 user, 1 assistant), a conversation each."""
+        parts = np.split(self.token_ids, np.cumsum(self.tokens.reshape(-1))[:-1])
+        return parts[role::2]
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -1,186 +1,218 @@
-"""Reads corpora: authored texts, the grid of replies, approved conversations. Every error names file and line."""
+"""A corpus as a whole: what a bank is fitted on, what it is only tested on, and which parts are held out together."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-
+from monitor.calibration.lines import (
+    FOLDS,
+    NEUTRAL,
+    Approved,
+    ContrastPair,
+    CrisisItem,
+    Dialogue,
+    EmotionText,
+    GridItem,
+    HardText,
+    IntensityText,
+    LineType,
+    Message,
+    plain,
+    read_emotions,
+    read_lines,
+)
 from monitor.errors import CorpusError
 from monitor.probes.bank import EmotionCard
 
 SHIPPED = Path(__file__).parent / "corpus"
-NEUTRAL = "neutral"
-"""Label of texts that carry no emotion: they count among the others of every emotion."""
-
-FOLDS = 3
-"""Parts of a corpus that are held out in turn."""
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is empty; write a text or remove the line")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_not_blank)]
+GRID, CONTRAST, SERVICE, APPROVED = "grid", "contrast", "service", "approved"
+CROSSED, CRISIS, HARD, INTENSITY = "crossed", "crisis", "hard", "intensity"
+"""Sources of turns; those of the second line are for tests alone."""
+UNGRADED = -1
+"""Grade of replies nothing is fitted on, and fold of turns no part of which was fitted on."""
+OPENER = "What is on your mind?"
+"""What a text in the assistant's position answers."""
+CRISIS_REPLIES = ("cold", "warranted", "excessive")
+_CROSSED = 2
+"""Upset users that each plain reply is put to."""
+_GRADES = ("neutral", "warranted", "excessive")
 
 
-def fold_of(group: str) -> int:
-    """The fold of all lines that share a topic or domain."""
-    return hashlib.sha256(group.lower().encode()).digest()[0] % FOLDS
+class Turn(NamedTuple):
+    """A conversation up to one reply of the assistant.
+
+    Attributes:
+        source: Which part of the corpus it stands in.
+        place: File, line and field.
+        messages: The conversation.
+        fold: The part it is held out with; UNGRADED: no probe saw it.
+        strength: Strength of the user's affect, 0 to 3.
+        grade: Affect of the reply: 0 neutral, 1 warranted, 2 excessive; UNGRADED: nothing is fitted on it.
+        first: Whether it is the first turn with this user, for fits on users.
+    """
+
+    source: str
+    place: str
+    messages: list[Message]
+    fold: int
+    strength: int
+    grade: int
+    first: bool
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@dataclass(frozen=True)
+class Corpus:
+    """Everything a bank is made from and tested on; crisis, hard and intensity are for tests alone."""
 
-    _place: str = PrivateAttr("")
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Notes where the line was read."""
-        self._place = str(context or "")
-
-    @property
-    def place(self) -> str:
-        """File and line it was read from, for errors that show up later; empty where it was not read."""
-        return self._place
-
-
-class EmotionText(_Line):
-    """A short text somebody wrote who felt one emotion."""
-
-    emotion: str
-    register_: str = Field(alias="register")
-    topic: str
-    keyword_free: bool
-    text: Text
-
-    @property
-    def fold(self) -> int:
-        """The part of the corpus it is held out with: all texts of one topic share it."""
-        return fold_of(self.topic)
-
-
-class GridItem(_Line):
-    """A user turn and three replies of the same content: without affect, with what is warranted, with too much."""
-
-    domain: str
-    user_emotion: str
-    strength: int = Field(ge=0, le=3)
-    user: Text
-    neutral: Text
-    warranted: Text
-    excessive: Text
-    excess_kind: str
-    excess_lexical: bool
-    neutral_names_emotion: bool
+    emotions: list[EmotionCard]
+    texts: list[EmotionText]
+    grid: list[GridItem]
+    contrast: list[ContrastPair]
+    approved: list[Approved]
+    service: list[Dialogue]
+    crisis: list[CrisisItem]
+    hard: list[HardText]
+    intensity: list[IntensityText]
+    domain_folds: dict[str, int]
+    sha256: dict[str, str]
 
     @property
-    def clear(self) -> bool:
-        """Whether the user's affect is clear or intense."""
-        return self.strength >= 2  # noqa: PLR2004 - 2 clear, 3 intense
+    def families(self) -> list[str]:
+        """Families in the order of their first emotion."""
+        return list(dict.fromkeys(emotion.family for emotion in self.emotions))
 
+    def turns(self) -> list[Turn]:
+        """Every conversation, fitted ones first, in the order of the files."""
+        return [*self._graded(), *self._service(), *self._approved(), *self._crossed(), *self._tests()]
 
-class ChatMessage(_Line):
-    """One message of a conversation."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-
-
-class Approved(_Line):
-    """A conversation the operator holds to be as it should be; its last message is the assistant's."""
-
-    messages: tuple[ChatMessage, ...] = Field(min_length=2)
-    labels: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _asked_and_answered(self) -> Approved:
-        said = [message.role for message in self.messages if message.content.strip()]
-        if "user" not in said or self.messages[-1].role != "assistant" or not self.messages[-1].content.strip():
-            raise ValueError("must hold a user's message and end with the assistant's reply to it, neither empty")
-        return self
-
-    @property
-    def conversation(self) -> list[dict[str, str]]:
-        """The messages as chat templates take them."""
-        return [message.model_dump() for message in self.messages]
-
-
-class Dialogue(_Line):
-    """A plain service dialogue: every exchange of it is as it should be."""
-
-    domain: str
-    messages: tuple[ChatMessage, ...] = Field(min_length=2)
-
-    @model_validator(mode="after")
-    def _asked_and_answered(self) -> Dialogue:
-        roles = [message.role for message in self.messages]
-        if "assistant" not in roles or "user" not in roles[: roles.index("assistant")]:
-            raise ValueError(
-                "must hold a user's message before the assistant's first, so that every reply has its user"
+    def _graded(self) -> list[Turn]:
+        return [
+            Turn(
+                source, f"{item.place}:{name}", exchange(item.user, getattr(item, name)),
+                self.domain_folds[item.domain], item.strength, _GRADES.index(name), name == names[0],
             )
-        if not all(message.content.strip() for message in self.messages):
-            raise ValueError("must hold no empty message; write a text or remove the message")
-        return self
+            for source, items, names in ((GRID, self.grid, _GRADES), (CONTRAST, self.contrast, _GRADES[1:]))
+            for item in items
+            for name in names
+        ]  # fmt: skip
 
-    @property
-    def fold(self) -> int:
-        """The part of the corpus it is held out with: all dialogues of one domain share it."""
-        return fold_of(self.domain)
+    def _service(self) -> list[Turn]:
+        return [
+            Turn(SERVICE, f"{talk.place}:messages", messages, talk.fold, 0, 0, first=True)
+            for talk in self.service
+            for messages in talk.exchanges()
+        ]
 
-    def exchanges(self) -> list[list[dict[str, str]]]:
-        """The dialogue up to each of the assistant's replies."""
-        messages = [message.model_dump() for message in self.messages]
-        return [messages[: end + 1] for end, message in enumerate(messages) if message["role"] == "assistant"]
+    def _approved(self) -> list[Turn]:
+        asked = {plain(item.user): self.domain_folds[item.domain] for item in [*self.grid, *self.contrast]}
+        folds = [_fold_of_users(talk, asked) for talk in self.approved]
+        return [
+            Turn(APPROVED, f"{talk.place}:messages", talk.conversation, fold, 0, UNGRADED, first=True)
+            for talk, fold in zip(self.approved, folds, strict=True)
+        ]
+
+    def _crossed(self) -> list[Turn]:
+        """Neutral replies to users without emotion, each to its own user and to the most upset ones of its domain."""
+        found = []
+        for domain, fold in self.domain_folds.items():
+            items = [item for item in self.grid if item.domain == domain]
+            upset = [item for item in items if item.strength == max(other.strength for other in items)][:_CROSSED]
+            for item in (item for item in items if item.strength == 0):
+                found += [
+                    Turn(
+                        CROSSED,
+                        item.place,
+                        exchange(asks.user, item.neutral),
+                        fold,
+                        asks.strength,
+                        UNGRADED,
+                        first=False,
+                    )
+                    for asks in (item, *upset)
+                ]
+        return found
+
+    def _tests(self) -> list[Turn]:
+        crises = [
+            (CRISIS, f"{item.place}:{name}", exchange(item.user, getattr(item, name)))
+            for item in self.crisis
+            for name in CRISIS_REPLIES
+        ]
+        hard = [(HARD, f"{item.place}:text", exchange(OPENER, item.text)) for item in self.hard]
+        series = [(INTENSITY, f"{text.place}:text", user_says(text.text)) for text in self.intensity]
+        return [
+            Turn(source, place, messages, UNGRADED, 0, UNGRADED, first=False)
+            for source, place, messages in (*crises, *hard, *series)
+        ]
+
+    def with_texts(self, path: Path, texts: Sequence[EmotionText]) -> Corpus:
+        """The same with more texts.
+
+        Raises:
+            CorpusError: See ``check_texts``.
+        """
+        every = [*self.texts, *texts]
+        check_texts(path, every, self.emotions)
+        return replace(self, texts=every, sha256={**self.sha256, path.name: sha256_of(path)})
 
 
-LineType = TypeVar("LineType", bound=_Line)
+def exchange(user: str, assistant: str) -> list[Message]:
+    """A conversation of one user message and its reply."""
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def read_lines(path: Path, kind: type[LineType]) -> list[LineType]:
-    """Reads a JSON Lines file.
+def user_says(text: str) -> list[Message]:
+    """A conversation of one user message."""
+    return [{"role": "user", "content": text}]
+
+
+def read_corpus(folder: Path, approved: Path) -> Corpus:
+    """Reads and checks a corpus folder and a file of approved conversations.
+
+    ``contrast.jsonl`` and the files for tests may be missing.
 
     Raises:
-        CorpusError: The file is missing or a line is not of its kind; names file, line and field.
+        CorpusError: A file or line cannot be used.
     """
-    return [_parse(path, number, raw, kind) for number, raw in _numbered(path)]
+    hashes: dict[str, str] = {}
+
+    def read(name: str, kind: type[LineType], *, required: bool = True) -> list[LineType]:
+        path = folder / name
+        if not required and not path.exists():
+            return []
+        lines = read_lines(path, kind)
+        hashes[name] = sha256_of(path)
+        return lines
+
+    emotions = read_emotions(folder / "emotions.json")
+    hashes["emotions.json"] = sha256_of(folder / "emotions.json")
+    texts = read("texts.jsonl", EmotionText)
+    check_texts(folder / "texts.jsonl", texts, emotions)
+    grid, contrast = read("grid.jsonl", GridItem), read("contrast.jsonl", ContrastPair, required=False)
+    folds = _domain_folds(folder / "grid.jsonl", grid, contrast)
+    turns = read_lines(approved, Approved)
+    if not turns:
+        raise CorpusError(str(approved), "holds no conversations; the reference needs some of the model's own replies")
+    return Corpus(
+        emotions=emotions,
+        texts=texts,
+        grid=grid,
+        contrast=contrast,
+        approved=turns,
+        service=read("service.jsonl", Dialogue),
+        crisis=read("crisis.jsonl", CrisisItem, required=False),
+        hard=read("hard.jsonl", HardText, required=False),
+        intensity=read("intensity.jsonl", IntensityText, required=False),
+        domain_folds=folds,
+        sha256=hashes | {"approved": sha256_of(approved)},
+    )
 
 
-def read_emotions(path: Path) -> list[EmotionCard]:
-    """Reads the list of emotions with family, valence and arousal.
-
-    Raises:
-        CorpusError: The file is missing or not valid; names the entry and field.
-    """
-    try:
-        entries = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CorpusError(str(path), f"{error.strerror}") from None
-    except ValueError as error:
-        raise CorpusError(str(path), f"is not JSON: {error}") from None
-    if not isinstance(entries, list) or not entries:
-        raise CorpusError(str(path), "must be a list of emotions, at least one")
-    emotions: list[EmotionCard] = []
-    names = {NEUTRAL}
-    for number, entry in enumerate(entries, 1):
-        try:
-            emotions.append(EmotionCard.model_validate(entry))
-        except ValidationError as error:
-            raise _line_error(f"{path}:entry {number}", error) from None
-        if emotions[-1].name in names:
-            taken = "means no emotion" if emotions[-1].name == NEUTRAL else "stands already"
-            raise CorpusError(f"{path}:entry {number}:name", f"{emotions[-1].name!r} {taken}; take another name")
-        names.add(emotions[-1].name)
-    return emotions
-
-
-def check_texts(path: Path, texts: list[EmotionText], emotions: list[EmotionCard]) -> None:
+def check_texts(path: Path, texts: Sequence[EmotionText], emotions: Sequence[EmotionCard]) -> None:
     """Checks texts against the emotions.
 
     Raises:
@@ -207,34 +239,31 @@ def check_texts(path: Path, texts: list[EmotionText], emotions: list[EmotionCard
             raise CorpusError(str(path), f"has texts of one family alone; add others, or texts labelled {NEUTRAL!r}")
 
 
-def check_grid(path: Path, grid: list[GridItem]) -> dict[str, int]:
-    """Checks the grid and gives each of its domains a fold.
+def _domain_folds(path: Path, grid: Sequence[GridItem], contrast: Sequence[ContrastPair]) -> dict[str, int]:
+    """Gives each domain a fold.
 
     Raises:
         CorpusError: A user turn that stands twice, or a fold without which none, or only, users with clear affect
             would be left to fit on.
     """
-    _check_distinct("user", ((item.place, item.user) for item in grid))
-    fold_of = {domain: index % FOLDS for index, domain in enumerate(dict.fromkeys(item.domain for item in grid))}
+    items = [*grid, *contrast]
+    _check_distinct("user", ((item.place, item.user) for item in items))
+    folds = {domain: index % FOLDS for index, domain in enumerate(dict.fromkeys(item.domain for item in items))}
     for fold in range(FOLDS):
-        rest = {item.clear for item in grid if fold_of[item.domain] != fold}
+        rest = {item.clear for item in grid if folds[item.domain] != fold}
         if len(rest) < 2:  # noqa: PLR2004 - clear and not
             raise CorpusError(
                 f"{path}:domain",
                 "folds are split by domain, and each rest must hold users of strength 0 or 1 and of strength 2 or 3; "
                 "add items of both in at least two domains",
             )
-    return fold_of
+    return folds
 
 
-def plain(text: str) -> str:
-    """A text without what two copies of it may differ in: case and spaces."""
-    return " ".join(text.casefold().split())
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _fold_of_users(turn: Approved, asked: dict[str, int]) -> int:
+    """The fold of the graded user turn that an approved turn answers, for its user was fitted on there."""
+    users = [plain(message.content) for message in turn.messages if message.role == "user"]
+    return next((asked[user] for user in reversed(users) if user in asked), UNGRADED)
 
 
 def _check_distinct(field: str, texts: Iterable[tuple[str, str]]) -> None:
@@ -246,25 +275,6 @@ def _check_distinct(field: str, texts: Iterable[tuple[str, str]]) -> None:
         seen[plain(text)] = place
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise CorpusError(str(path), f"{error.strerror}") from None
-    for number, line in enumerate(raw.splitlines(), 1):
-        if line.strip():
-            yield number, line
-
-
-def _parse(path: Path, number: int, raw: bytes, kind: type[LineType]) -> LineType:
-    place = f"{path}:{number}"
-    try:
-        return kind.model_validate_json(raw, context=place)
-    except ValidationError as error:
-        raise _line_error(place, error) from None
-
-
-def _line_error(place: str, error: ValidationError) -> CorpusError:
-    first = error.errors()[0]
-    field = ".".join(map(str, first["loc"])) or "(line)"
-    return CorpusError(f"{place}:{field}", first["msg"].removeprefix("Value error, "))
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The reference: what approved turns show, and from it the warranted level of A given U and its residuals."""
+"""The reference: what approved turns show, and from it the warranted level of A and the ranks of its excess."""
 
 from __future__ import annotations
 
@@ -7,76 +7,139 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.assess.overindex import target_values
+from monitor.assess.overindex import STANCES, Warranted, target_values
 from monitor.probes.bank import Columns, Stance
 
 Floats = NDArray[np.float64]
 
 QUANTILE = 0.95
-"""Level of the warranted quantile: a turn at it is as affective as the reference's top twentieth at the same U."""
+"""Level of the warranted quantile: a turn at it is as affective as the reference's top twentieth for like users."""
 _FOLDS = 5
 _NORMAL_95 = 1.6448536
+_LEAST_SPREAD = 0.05
+"""In standard deviations of the reference: no unit of the over-index is smaller."""
 
 
-class Warranted(NamedTuple):
-    """Warranted levels per stance and target; shapes as in ``Tensors``."""
+class ReferenceTurns(NamedTuple):
+    """Turns that are as they should be.
 
-    coefficients: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    residuals: NDArray[np.float32]
-
-
-def fit_warranted(
-    user: Floats, assistant: Floats, allowed: dict[Stance, NDArray[np.bool_]], columns: Columns
-) -> Warranted:
-    """Fits the warranted level of every target for every stance.
-
-    Residuals come from folds that did not fit the quantile they are measured against (cross-conformal; Vovk 2015).
-
-    Args:
-        user: Standardised user scores, [N, C].
-        assistant: Standardised assistant scores, [N, C].
-        allowed: Turns that are as they should be under each stance, [N].
-        columns: Layout of the scores.
+    Attributes:
+        user: Mean user scores, not standardised, [N, C].
+        assistant: Mean assistant scores, not standardised, [N, C].
+        tokens: Assistant tokens, [N].
+        stance: Index of the last stance that allows each turn, [N].
     """
+
+    user: Floats
+    assistant: Floats
+    tokens: NDArray[np.int64]
+    stance: NDArray[np.int64]
+
+
+class Reference(NamedTuple):
+    """What a bank keeps of its reference turns; shapes as in ``Tensors``."""
+
+    turn_means: Floats
+    turn_scales: Floats
+    reference_user: Floats
+    reference_assistant: Floats
+    reference_tokens: NDArray[np.int32]
+    reference_stance: NDArray[np.int32]
+    warranted: Floats
+    spread: Floats
+    residuals: Floats
+
+
+def fit_reference(turns: ReferenceTurns, columns: Columns) -> Reference:
+    """Standardises reference turns and fits the warranted level of every target for every stance.
+
+    Residuals come from folds that did not fit the quantile they are ranked against (cross-conformal, Vovk 2015).
+    """
+    scores = np.stack([turns.user, turns.assistant])
+    means, scales = scores.mean(axis=1), np.maximum(scores.std(axis=1), 1e-6)
+    user, assistant = (scores - means[:, None]) / scales[:, None]
     values, given = target_values(user, assistant, columns)
-    most = max(int(mask.sum()) for mask in allowed.values())
-    shape = (len(Stance), values.shape[1])
-    found = Warranted(
-        np.zeros((*shape, 2), np.float32), np.ones(shape, np.float32), np.full((*shape, most), np.nan, np.float32)
-    )
-    for row, stance in enumerate(Stance):
-        mask = allowed[stance]
+    most = int((turns.stance >= 0).sum())
+    shape = (len(STANCES), values.shape[1])
+    warranted, spread = np.zeros((*shape, 3)), np.ones((*shape, 2))
+    residuals = np.full((*shape, most), np.nan)
+    for row in range(len(STANCES)):
+        allowed = turns.stance >= row
+        count = int(allowed.sum())
         for target in range(values.shape[1]):
-            _fit_target(given[mask, target], values[mask, target], found, (row, target))
+            at = (given[allowed, target], turns.tokens[allowed], values[allowed, target])
+            line = _fit_line(*at)
+            warranted[row, target], spread[row, target] = line.level[0], line.spread[0]
+            residuals[row, target, :count] = np.sort(_held_out(line, *at))
+    return Reference(
+        means, scales, user, assistant, turns.tokens.astype(np.int32), turns.stance.astype(np.int32),
+        warranted, spread, residuals,
+    )  # fmt: skip
+
+
+def stance_turns(stance: NDArray[np.int64]) -> dict[Stance, int]:
+    """How many reference turns each stance allows."""
+    return {name: int((stance >= row).sum()) for row, name in enumerate(STANCES)}
+
+
+def _held_out(line: Warranted, given: Floats, tokens: NDArray[np.int64], values: Floats) -> Floats:
+    """Over-index of each turn by a level the turns of its fold did not fit, in the unit all turns gave."""
+    folds = np.arange(len(values)) % _FOLDS
+    found = np.empty(len(values))
+    for fold in range(_FOLDS):
+        held = folds == fold
+        rest = _fit_line(given[~held], tokens[~held], values[~held])._replace(spread=line.spread)
+        found[held] = rest.excess(values[held, None], given[held, None], tokens[held, None])[1][:, 0]
     return found
 
 
-def _fit_target(given: Floats, values: Floats, found: Warranted, at: tuple[int, int]) -> None:
-    upper, middle = _line(given, values, QUANTILE), _line(given, values, 0.5)
-    # The mean distance of the two lines is 1.645 standard deviations where values are normal about the middle.
-    scale = max(float((_on(upper, given) - _on(middle, given)).mean()) / _NORMAL_95, 1e-3)
-    folds = np.arange(len(values)) % _FOLDS
-    residuals = np.empty(len(values))
-    for fold in range(_FOLDS):
-        held = folds == fold
-        line = _line(given[~held], values[~held], QUANTILE)
-        residuals[held] = (values[held] - _on(line, given[held])) / scale
-    found.coefficients[at] = upper
-    found.scale[at] = scale
-    found.residuals[at][: len(values)] = np.sort(residuals)
+def _fit_line(given: Floats, tokens: NDArray[np.int64], values: Floats) -> Warranted:
+    """Level and spread of one target.
+
+    Neither slope of the level is negative: no user's affect forbids warmth, and short replies scatter more. The spread
+    is the distance of the upper quantile from the median, which takes the upper line's slope on U.
+    """
+    if not len(values):
+        return Warranted(np.zeros((1, 3)), np.array([[1.0, 0.0]]))
+    brevity = tokens**-0.5
+    ones = np.ones(len(values))
+    upper = quantile_line(np.column_stack([ones, given, brevity]), values, QUANTILE, rising=(1, 2))
+    middle = quantile_line(np.column_stack([ones, brevity]), values - upper[1] * given, 0.5)
+    apart = np.array([upper[0] - middle[0], upper[2] - middle[1]]) / _NORMAL_95
+    least = max(_LEAST_SPREAD, 0.25 * float(np.mean(apart[0] + apart[1] * brevity)))
+    # Linear in brevity, so positive between both ends: endless replies (0) and a single token (1).
+    ends = np.maximum([apart[0], apart.sum()], least)
+    return Warranted(upper[None], np.array([[ends[0], ends[1] - ends[0]]]))
 
 
-def _line(given: Floats, values: Floats, level: float) -> Floats:
-    """Intercept and slope of a linear quantile; the slope is not negative, for no user's affect forbids warmth."""
-    from sklearn.linear_model import QuantileRegressor
+def quantile_line(features: Floats, values: Floats, level: float, rising: tuple[int, ...] = ()) -> Floats:
+    """Linear quantile regression (Koenker & Bassett 1978), by its dual linear programme.
 
-    model = QuantileRegressor(quantile=level, alpha=0, solver="highs").fit(given[:, None], values)
-    if model.coef_[0] >= 0:
-        return np.array([model.intercept_, model.coef_[0]], np.float64)
-    return np.array([np.quantile(values, level), 0.0])
+    The dual has one constraint a feature however many rows there are, and is some ten times faster than the primal.
 
+    Args:
+        features: [N, K], the intercept among them.
+        values: [N].
+        level: The quantile, in (0, 1).
+        rising: Features whose coefficient must not be negative.
 
-def _on(line: Floats, given: Floats) -> Floats:
-    levels: Floats = line[0] + line[1] * given
-    return levels
+    Returns:
+        Coefficients, [K].
+    """
+    from scipy.optimize import linprog
+
+    free = [feature for feature in range(features.shape[1]) if feature not in rising]
+    found = linprog(
+        -values,
+        A_eq=features[:, free].T,
+        b_eq=np.zeros(len(free)),
+        A_ub=features[:, list(rising)].T if rising else None,
+        b_ub=np.zeros(len(rising)) if rising else None,
+        bounds=(level - 1, level),
+        method="highs",
+    )
+    line = np.zeros(features.shape[1])
+    line[free] = -found.eqlin.marginals
+    if rising:
+        line[list(rising)] = -found.ineqlin.marginals
+    return line

@@ -29,6 +29,9 @@ SHIPPED = Path(__file__).parent / "banks"
 """Banks in the package, by name."""
 
 
+_WHOLE_NUMBERS = {"twin_tokens", "reference_tokens", "reference_stance"}
+
+
 class Stance(str, Enum):
     """What a policy asks of a route."""
 
@@ -75,10 +78,23 @@ class ReferenceCard(_Part):
     turns: dict[Stance, int]
 
 
+class RowCard(_Part):
+    """One row of the battery: a claim about the bank, its bar, and what was found on data it was not fitted on."""
+
+    number: str
+    name: str
+    bar: str
+    value: float | None = Field(description="None: not run, or not defined on these data.")
+    low: float | None = Field(description="Lower end of the 95 % bootstrap interval.")
+    high: float | None
+    passed: bool | None
+    note: str
+
+
 class BankCard(_Part):
     """``bank.json``."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     bank_id: str
     made_by: str
     model: ModelCard
@@ -89,7 +105,8 @@ class BankCard(_Part):
     estimator: dict[str, float | str]
     reference: ReferenceCard
     corpus_sha256: dict[str, str]
-    figures: dict[str, float]
+    battery: tuple[RowCard, ...]
+    text_equivalent: tuple[str, ...] = Field(description="Emotions the text twin reads as well as the probes.")
     validated: bool
     tensors_sha256: str
 
@@ -195,12 +212,14 @@ class Tensors:
         twin_weights: Weight of each of them, [K, T].
         turn_means: Mean over reference turns of user (0) and assistant (1) scores, [2, C].
         turn_scales: Standard deviation of the same, [2, C].
-        platt: Slope and intercept of each emotion's probability, [E, 2].
+        platt: Slope and intercept of each emotion's probability on user (0) and assistant (1) tokens, [2, E, 2].
         reference_user: Standardised user scores of the reference turns, [N, C].
         reference_assistant: Standardised assistant scores of the reference turns, [N, C].
-        reference_stance: Index into the stances for each reference turn, [N].
-        warranted: Intercept and slope of the warranted quantile of A given U, per stance and target, [3, F + 2, 2].
-        warranted_scale: Unit of the over-index, [3, F + 2].
+        reference_tokens: Assistant tokens of the reference turns, [N].
+        reference_stance: Index of the last stance that allows each reference turn; so do all before it, [N].
+        warranted: Warranted quantile of A per stance and target: intercept, slope on U, slope on tokens ** -1/2,
+            [3, F + 2, 3].
+        spread: Unit of the over-index: intercept, slope on tokens ** -1/2, [3, F + 2, 2].
         residuals: Over-index of the reference turns held out for it, ascending, padded with NaN, [3, F + 2, M].
     """
 
@@ -214,9 +233,10 @@ class Tensors:
     platt: Floats
     reference_user: Floats
     reference_assistant: Floats
+    reference_tokens: NDArray[np.int32]
     reference_stance: NDArray[np.int32]
     warranted: Floats
-    warranted_scale: Floats
+    spread: Floats
     residuals: Floats
 
 
@@ -261,26 +281,30 @@ class Bank:
             "twin_weights": (known, columns.twins),
             "turn_means": (2, columns.total),
             "turn_scales": (2, columns.total),
-            "platt": (columns.emotions, 2),
+            "platt": (2, columns.emotions, 2),
             "reference_user": (turns, columns.total),
             "reference_assistant": (turns, columns.total),
+            "reference_tokens": (turns,),
             "reference_stance": (turns,),
-            "warranted": (stances, targets, 2),
-            "warranted_scale": (stances, targets),
+            "warranted": (stances, targets, 3),
+            "spread": (stances, targets, 2),
             "residuals": (stances, targets, *tensors.residuals.shape[2:3]),
         }
         for name, shape in expected.items():
             array = getattr(tensors, name)
             if array.shape != shape:
                 raise BankError(f"bank.safetensors:{name}", f"has shape {array.shape}, the card asks for {shape}")
-            kind = np.int32 if name in {"twin_tokens", "reference_stance"} else np.float32
+            kind = np.int32 if name in _WHOLE_NUMBERS else np.float32
             if array.dtype != kind:
                 raise BankError(f"bank.safetensors:{name}", f"holds {array.dtype} where {kind.__name__} belongs")
             if name != "residuals" and not np.isfinite(array).all():
                 raise BankError(f"bank.safetensors:{name}", "holds values that are not finite; calibrate again")
-        for name in ("scales", "turn_scales", "warranted_scale"):
+        for name in ("scales", "turn_scales", "reference_tokens"):
             if (getattr(tensors, name) <= 0).any():
                 raise BankError(f"bank.safetensors:{name}", "must be positive; calibrate again")
+        # At one token and at endless ones; between them it is linear.
+        if (tensors.spread[..., 0] <= 0).any() or (tensors.spread.sum(axis=2) <= 0).any():
+            raise BankError("bank.safetensors:spread", "must be positive at every length; calibrate again")
         if (tensors.twin_tokens < 0).any() or (np.diff(tensors.twin_tokens) <= 0).any():
             raise BankError("bank.safetensors:twin_tokens", "must be token ids in ascending order; calibrate again")
         ordered = np.array_equal(np.sort(tensors.residuals), tensors.residuals, equal_nan=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +20,22 @@ def vocabulary(texts: Sequence[Ids]) -> Ids:
     return seen[counts >= _MIN_TEXTS].astype(np.int32)
 
 
-def token_shares(texts: Sequence[Ids], tokens: Ids) -> NDArray[np.float64]:
-    """Share of each token among all tokens of each text, known or not, [texts, tokens].
+def token_shares(texts: Sequence[Ids], tokens: Ids) -> Any:
+    """Share of each token among all tokens of each text, known or not, sparse [texts, tokens].
 
     The scorer averages over all tokens of a turn, and those it does not know weigh nothing.
     """
-    counts = np.zeros((len(texts), len(tokens)))
-    for row, ids in enumerate(texts):
-        known = ids[np.isin(ids, tokens)]
-        np.add.at(counts[row], np.searchsorted(tokens, known), 1)
-    return counts / np.maximum([len(ids) for ids in texts], 1)[:, None]
+    from scipy.sparse import csr_matrix
+
+    lengths = np.array([len(ids) for ids in texts])
+    flat, owner = np.concatenate(texts), np.repeat(np.arange(len(texts)), lengths)
+    known = np.isin(flat, tokens)
+    place = np.searchsorted(tokens, flat[known])
+    share = 1 / lengths[owner[known]]
+    return csr_matrix((share, (owner[known], place)), shape=(len(texts), len(tokens)))
 
 
-def token_weights(shares: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+def token_weights(shares: Any, positive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weight of every token for telling one group of texts from the others, [tokens].
 
     Logistic regression on the texts' token shares, weighted by inverse document frequency: on the grid of replies
@@ -41,11 +45,11 @@ def token_weights(shares: NDArray[np.float64], positive: NDArray[np.bool_]) -> N
         shares: Tokens of each text, as ``token_shares`` gives them, [texts, tokens].
         positive: Texts of the group, [texts].
     """
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import diags
     from sklearn.linear_model import LogisticRegression
 
-    holding = (shares > 0).sum(axis=0)
-    rarity = np.where(holding > 0, np.log(len(shares) / np.maximum(holding, 1)), 0.0)
-    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(csr_matrix(shares * rarity), positive)
+    holding = np.asarray((shares > 0).sum(axis=0)).ravel()
+    rarity = np.where(holding > 0, np.log(shares.shape[0] / np.maximum(holding, 1)), 0.0)
+    model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(shares @ diags(rarity), positive)
     weights: NDArray[np.float64] = model.coef_[0] * rarity
     return weights

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from monitor.assess.mirror import mirror_slope
 from monitor.assess.overindex import Assessor, TurnAssessment
 from monitor.calibration.activations import Progress, render
-from monitor.calibration.corpus import ChatMessage
+from monitor.calibration.lines import ChatMessage
 from monitor.capture.identity import hello_of
 from monitor.capture.transformers import LayerRows, decoder_blocks
 from monitor.errors import CorpusError, ModelMismatchError, SetupError
@@ -235,7 +235,7 @@ class OfflineScorer:
         for role, held in _messages(labels):
             mean = scores[held].mean(axis=0, dtype=np.float64).astype(np.float32)
             standard = self._assessor.standardise(mean, _STANDARD[role])
-            emotions, families = self._assessor.named(standard)
+            emotions, families = self._assessor.named(standard, _STANDARD[role])
             turns.append(
                 {"role": _ROLE_NAMES[role], "tokens": int(held.sum()), "emotions": emotions, "families": families}
             )
