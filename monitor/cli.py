@@ -33,7 +33,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from monitor.calibration.activations import Progress as Told
-    from monitor.probes.bank import BankCard
+    from monitor.probes.bank import Bank, BankCard
 
 app = typer.Typer(
     help="Sees from a deployed assistant's hidden states when its affect exceeds what situation and policy warrant.",
@@ -120,6 +120,10 @@ def serve(
         bool | None, typer.Option("--allow-unvalidated", help="Score models that are not the bank's, marked.")
     ] = None,
     drain_seconds: Annotated[float | None, typer.Option(help="Time open turns get at the end.")] = None,
+    baseline_file: Annotated[
+        Path | None, typer.Option(help="Collects scores of judged turns without alert here, for the reference command.")
+    ] = None,
+    baseline_turns: Annotated[int | None, typer.Option(help="Turns that file may hold.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")
     ] = None,
@@ -136,6 +140,7 @@ def serve(
     flags = {
         "bank": bank, "policy": policy, "ingest": ingest, "http_host": http_host, "http_port": http_port,
         "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
+        "baseline_file": baseline_file, "baseline_turns": baseline_turns,
     }  # fmt: skip
     chosen = load_settings(settings, flags)
     if check_config:
@@ -221,6 +226,43 @@ def calibrate(
     write_report(evidence, bank.card, out / "report.html")
     _show_battery(bank.card)
     print(f"bank {bank.card.bank_id} and its report: {out / 'report.html'}")
+
+
+@app.command()
+def reference(
+    bank: _BANK,
+    out: Annotated[Path, typer.Option(help="Folder for the bank with the new reference.")],
+    approved: Annotated[
+        Path | None, typer.Option(help="Approved conversations of the bank's model, JSON Lines; asks for --model.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The bank's model: folder of a transformers model; demo: the demo assistant.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="What serve wrote to its --baseline-file.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps activations and token ids; default: nothing is kept.")
+    ] = None,
+    as_json: _JSON = False,
+) -> None:
+    """Fit a bank's reference to your own ordinary traffic: the probes stay, what counts as excess is learnt anew."""
+    if (approved is None) == (baseline is None):
+        raise SetupError("--approved", "give either approved conversations or, by --baseline, a sidecar's turns")
+    if (approved is None) != (model is None):
+        raise SetupError("--model", "goes with --approved: the conversations run through it; --baseline needs none")
+    _check_writable(next(place for place in (out, *out.absolute().parents) if place.exists()), "--out")
+    from monitor.calibration.refit import approved_turns, baseline_turns, refit
+    from monitor.probes.bank import load_bank
+
+    loaded = load_bank(bank)
+    if baseline is not None:
+        gathered = baseline_turns(loaded, baseline)
+    elif approved is not None and model is not None:
+        _need("transformers", "demo")
+        with _bar("conversations") as told:
+            gathered = approved_turns(loaded, *_load(model), approved, cache, told)
+    fitted = refit(loaded, gathered)
+    fitted.save(out)
+    _show_reference(fitted, out, as_json=as_json)
 
 
 @app.command()
@@ -356,6 +398,36 @@ def _numbers(text: str, flag: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise SetupError(flag, f"{text!r} is no list of layers; write them as in 16,20") from None
+
+
+@bank_app.command("diff")
+def bank_diff(
+    a: Annotated[str, typer.Argument(help="Folder or name.")],
+    b: Annotated[str, typer.Argument(help="Folder or name.")],
+    as_json: _JSON = False,
+) -> None:
+    """What differs between two banks; exit code 1 when they are not the same."""
+    from monitor.probes.bank import load_bank
+    from monitor.probes.diff import compare, told
+
+    found = compare(load_bank(a), load_bank(b))
+    print(found.model_dump_json(indent=1) if as_json else "\n".join(told(found)))
+    raise typer.Exit(0 if found.same else 1)
+
+
+def _show_reference(bank: Bank, out: Path, *, as_json: bool) -> None:
+    from monitor.calibration.refit import certified_rates
+
+    card, rates = bank.card, certified_rates(bank)
+    if as_json:
+        turns = {stance.value: count for stance, count in card.reference.turns.items()}
+        finest = {stance.value: rate for stance, rate in rates.items()}
+        shown = {"bank": str(out), "bank_id": card.bank_id, "source": card.reference.source}
+        print(json.dumps({**shown, "turns": turns, "finest_false_alarm_rate": finest}, indent=1))
+        return
+    print(f"bank {card.bank_id} in {out}\nreference: {card.reference.source}")
+    for stance, count in card.reference.turns.items():
+        print(f"  {stance.value}: {count} turns, which certify false-alarm rates down to {rates[stance]:.4f}")
 
 
 def _check(bank: str, policy: Path) -> None:

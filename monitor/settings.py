@@ -32,6 +32,11 @@ class SidecarSettings(BaseSettings):
     allow_unvalidated: bool = Field(
         default=False, description="Score models whose fingerprint is not the bank's, marked as unvalidated."
     )
+    baseline_file: Path | None = Field(
+        default=None,
+        description="File that collects scores of judged turns without alert, for affect-monitor reference; no text.",
+    )
+    baseline_turns: int = Field(default=2000, ge=1, le=1 << 20, description="Turns that file may hold.")
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")
     threads: int = Field(default=1, ge=1, description="Threads of the scoring matrix product.")

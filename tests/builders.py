@@ -95,7 +95,7 @@ def make_card(hidden_size: int = 16, layers: tuple[int, ...] = (1, 2), depth: in
         # A content that begins with a newline swallows that of the header.
         markers += [{"tokens": tokens, "role": role.upper()} for tokens in (stem, (*stem, ids["Ċ"]))]
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "made_by": "tests",
         "model": {
             "name": "tiny",
@@ -112,9 +112,21 @@ def make_card(hidden_size: int = 16, layers: tuple[int, ...] = (1, 2), depth: in
         "estimator": {"name": "made-up"},
         "reference": {"source": "made up", "turns": REFERENCE_TURNS},
         "corpus_sha256": {"texts": "x" * 64},
-        "figures": {"emotion_macro_auroc": 0.9},
+        "battery": make_battery(),
+        "text_equivalent": ("distress",),
         "validated": True,
     }
+
+
+def make_battery(**values: float) -> tuple[dict[str, Any], ...]:
+    """Rows of a battery, one for each number of ``values`` or for a few known ones."""
+    return tuple(
+        {
+            "number": number, "name": f"row {number}", "bar": ">= 0.5", "value": value, "low": value - 0.25,
+            "high": value + 0.25, "passed": value >= 0.5, "note": "",
+        }
+        for number, value in (values or {"2": 0.5, "6": 0.625, "7b": 0.75, "11": 0.375, "12a": 0.9}).items()
+    )  # fmt: skip
 
 
 def make_tensors(hidden_size: int = 16, layers: int = 2, seed: int = 0) -> Tensors:
@@ -130,6 +142,8 @@ def make_tensors(hidden_size: int = 16, layers: int = 2, seed: int = 0) -> Tenso
     for stance, count in enumerate(REFERENCE_TURNS.values()):
         residuals[stance, :, :count] = np.sort(rng.normal(size=(targets, count)) - QUANTILE_95, axis=1)
     noise = rng.normal(size=(turns, columns.total))
+    crisis, supportive = REFERENCE_TURNS[Stance.CRISIS], REFERENCE_TURNS[Stance.SUPPORTIVE]
+    last = np.repeat([2, 1, 0], [crisis, supportive - crisis, turns - supportive])
     tokens = np.sort(rng.choice(np.arange(3, 250), 40, replace=False))
 
     def single(array: NDArray[Any]) -> Floats:
@@ -143,12 +157,13 @@ def make_tensors(hidden_size: int = 16, layers: int = 2, seed: int = 0) -> Tenso
         twin_weights=single(rng.normal(size=(len(tokens), columns.twins))),
         turn_means=single(rng.normal(0, 0.3, (2, columns.total))),
         turn_scales=single(rng.uniform(0.5, 1.5, (2, columns.total))),
-        platt=single(np.tile([1.5, -1.0], (columns.emotions, 1))),
+        platt=single(np.tile([[[1.5, -1.0]], [[1.25, -0.75]]], (1, columns.emotions, 1))),
         reference_user=single(user),
         reference_assistant=single(SLOPE * user + noise),
-        reference_stance=rng.integers(0, len(Stance), turns).astype(np.int32),
-        warranted=single(np.tile([QUANTILE_95, SLOPE], (*shape, 1))),
-        warranted_scale=single(np.ones(shape)),
+        reference_tokens=rng.integers(8, 200, turns).astype(np.int32),
+        reference_stance=rng.permutation(last).astype(np.int32),
+        warranted=single(np.tile([QUANTILE_95, SLOPE, 0.0], (*shape, 1))),
+        spread=single(np.tile([1.0, 0.0], (*shape, 1))),
         residuals=single(residuals),
     )
 

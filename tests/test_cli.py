@@ -16,13 +16,17 @@ from typing import Any
 
 import httpx
 import needs
+import numpy as np
 import pytest
 import torch
-from builders import make_card, make_tensors
+from builders import make_card, make_stats, make_tensors
 
 from monitor import cli
+from monitor.assess.overindex import finest_rate
 from monitor.errors import SetupError
-from monitor.probes.bank import Bank, seal
+from monitor.outputs.baseline import BaselineWriter
+from monitor.outputs.metrics import Metrics
+from monitor.probes.bank import Bank, Stance, load_bank, seal
 
 PATIENCE = 60.0
 POLICY = """
@@ -34,7 +38,10 @@ policies:
     families: {warmth: 0.05}
 """
 MAIN = "from monitor.cli import main; main()"
-COMMANDS = ("demo", "serve", "check-config", "calibrate", "score", "status", "bank", "bank show", "bank verify")
+COMMANDS = (
+    "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
+    "bank diff", "corpus", "corpus write",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,8 +201,9 @@ class TestErrors:
         [
             (("demo", "--once", "--json", "/no/such/folder/summary.json"), "--json"),
             (("calibrate", "--model", "m", "--out", "/dev/null/bank"), "--out"),
+            (("reference", "--bank", "b", "--baseline", "l", "--out", "/dev/null/bank"), "--out"),
         ],
-        ids=["demo", "calibrate"],
+        ids=["demo", "calibrate", "reference"],
     )
     def test_a_place_that_cannot_be_written_is_named_before_the_work(
         self, arguments: tuple[str, ...], field: str, run: Run
@@ -242,6 +250,104 @@ class TestBank:
         assert shown.error.startswith("error --bank: ")
 
 
+class TestBankDiff:
+    """Comparing banks."""
+
+    def test_of_one_bank_is_exit_code_0(self, run: Run, bank_folder: Path, small_bank: Bank) -> None:
+        """A bank and itself are the same, as diff has it."""
+        assert run("bank", "diff", bank_folder, bank_folder) == Result(
+            0, f"both are bank {small_bank.card.bank_id}\n", ""
+        )
+
+    def test_of_two_banks_is_exit_code_1(self, run: Run, bank_folder: Path, small_bank: Bank, tmp_path: Path) -> None:
+        """What differs is listed for people, and as JSON for programs."""
+        other = seal({**make_card(), "made_by": "others"}, make_tensors(seed=1))
+        other.save(tmp_path / "other")
+        shown = run("bank", "diff", bank_folder, tmp_path / "other")
+        assert shown.code == 1
+        assert shown.out.startswith(
+            f"bank {small_bank.card.bank_id} -> {other.card.bank_id}\nmade_by: tests -> others\n"
+        )
+        as_json = run("bank", "diff", bank_folder, tmp_path / "other", "--json")
+        assert as_json.code == 1
+        assert json.loads(as_json.out)["fields"] == [{"field": "made_by", "a": "tests", "b": "others"}]
+
+    def test_of_nothing_cannot_be_done(self, run: Run, bank_folder: Path, tmp_path: Path) -> None:
+        """A bank that is not there is exit code 2, for there is nothing to compare."""
+        shown = run("bank", "diff", bank_folder, tmp_path / "none")
+        assert (shown.code, shown.out) == (2, "")
+        assert shown.error.startswith("error --bank: ")
+
+
+class TestReference:
+    """A reference of one's own traffic."""
+
+    @pytest.fixture
+    def baseline(self, tmp_path: Path, small_bank: Bank) -> Path:
+        """Sixty turns that a sidecar kept."""
+        rng, file = np.random.default_rng(0), tmp_path / "baseline.jsonl"
+        writer = BaselineWriter(file, small_bank, 100, Metrics())
+        for user, assistant in rng.normal(size=(60, 2)):
+            writer.add(make_stats(small_bank, user, assistant), Stance.SUPPORTIVE)
+        return file
+
+    def test_of_a_baseline_file(self, run: Run, bank_folder: Path, baseline: Path, tmp_path: Path) -> None:
+        """The bank is written and loads; JSON says turns and the finest certified rate of each stance."""
+        shown = run("reference", "--bank", bank_folder, "--baseline", baseline, "--out", tmp_path / "own", "--json")
+        assert shown.code == 0
+        said, card = json.loads(shown.out), load_bank(str(tmp_path / "own")).card
+        assert said["bank_id"] == card.bank_id
+        assert said["turns"] == {"neutral": 60, "supportive": 60, "crisis": 100}
+        assert said["finest_false_alarm_rate"] == {
+            stance.value: finest_rate(stance, turns) for stance, turns in card.reference.turns.items()
+        }
+
+    def test_for_people(self, run: Run, bank_folder: Path, baseline: Path, tmp_path: Path) -> None:
+        """Without --json the same stands in words."""
+        shown = run("reference", "--bank", bank_folder, "--baseline", baseline, "--out", tmp_path / "own")
+        assert shown.code == 0
+        assert "60 turns of a sidecar's traffic" in shown.out
+        assert "neutral: 60 turns, which certify false-alarm rates down to 0.0487" in shown.out
+        assert "crisis: 100 turns, which certify false-alarm rates down to 0.0590" in shown.out
+
+    def test_of_approved_conversations(self, run: Run, model_folder: Path, tmp_path: Path) -> None:
+        """Approved conversations run through the bank's model, with a bar on standard error."""
+        talk = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way to you."}]
+        lines = [json.dumps({"messages": [*talk[:1], {**talk[1], "content": f"It is {n}."}]}) for n in range(50)]
+        (tmp_path / "approved.jsonl").write_text("\n".join(lines))
+        shown = run(
+            "reference", "--bank", model_folder / "bank", "--model", model_folder, "--out", tmp_path / "own",
+            "--approved", tmp_path / "approved.jsonl",
+        )  # fmt: skip
+        assert shown.code == 0
+        assert "50/50" in shown.err
+        assert load_bank(str(tmp_path / "own")).card.reference.turns[Stance.SUPPORTIVE] == 50
+
+    @pytest.mark.parametrize(
+        ("flags", "field"),
+        [
+            ((), "--approved"),
+            (("--approved", "a", "--model", "m", "--baseline", "b"), "--approved"),
+            (("--approved", "a"), "--model"),
+            (("--baseline", "b", "--model", "m"), "--model"),
+        ],
+        ids=["neither", "both", "no model", "model with a baseline"],
+    )
+    def test_asks_for_one_source(self, flags: tuple[str, ...], field: str, run: Run, tmp_path: Path) -> None:
+        """Flags that do not go together are exit code 2, by the flag that is too many or missing."""
+        shown = run("reference", "--bank", "b", "--out", tmp_path / "own", *flags)
+        assert shown.code == 2
+        assert shown.error.startswith(f"error {field}: ")
+
+    def test_of_too_few_turns_writes_nothing(self, run: Run, bank_folder: Path, baseline: Path, tmp_path: Path) -> None:
+        """Too few turns are exit code 2 with the file's name, and there is no half a bank."""
+        baseline.write_text("".join(baseline.read_text().splitlines(keepends=True)[:49]))
+        shown = run("reference", "--bank", bank_folder, "--baseline", baseline, "--out", tmp_path / "own")
+        assert shown.code == 2
+        assert shown.error.startswith(f"error {baseline}: holds 49 turns")
+        assert not (tmp_path / "own").exists()
+
+
 class TestCheckConfig:
     """Checking without serving."""
 
@@ -278,6 +384,24 @@ class TestCheckConfig:
         assert (shown.code, shown.error.split(":")[0]) == (2, "error --bank")
         shown = run(*command, "--bank", bank_folder, "--policy", policy_file.with_name("none.yaml"))
         assert (shown.code, shown.error.split(":")[0]) == (2, "error --policy")
+
+    def test_takes_the_baseline_window(self, run: Run, bank_folder: Path, policy_file: Path) -> None:
+        """The window's bound is a setting like others: one that is no bound is named with its flag."""
+        serve = (
+            "serve",
+            "--check-config",
+            "--bank",
+            bank_folder,
+            "--policy",
+            policy_file,
+            "--baseline-file",
+            "b.jsonl",
+        )
+        assert run(*serve, "--baseline-turns", 500).code == 0
+        shown = run(*serve, "--baseline-turns", 0)
+        assert shown.code == 2
+        assert shown.error.startswith("error baseline_turns: ")
+        assert "--baseline-turns" in shown.error
 
     def test_names_a_setting_that_is_missing(self, run: Run, policy_file: Path) -> None:
         """Serve without a bank says by which flag, variable or file to give one."""

@@ -1,7 +1,7 @@
 """Over-index: how far a turn's assistant affect exceeds what the reference shows for like users, stance and length.
 
-The warranted level is an upper quantile of A, linear in U and in tokens ** -1/2, for means over few tokens scatter more
-(quantile regression, Koenker & Bassett 1978). The excess is ranked among reference turns that did not fit the quantile
+The warranted level is an upper quantile of A, linear in the affect that the user's tokens lead to expect and in
+tokens ** -1/2, for means over few tokens scatter more (quantile regression, Koenker & Bassett 1978). The excess is ranked among reference turns that did not fit the quantile
 (conformalised quantile regression, Romano et al. 2019). Its p-value is the 95 % upper bound of the share of like turns
 that lie as far out (Vovk 2012, conditional validity; Clopper & Pearson 1934): with 95 % confidence a rule that alarms
 at rate alpha is wrong on at most alpha of exchangeable turns, whatever the luck of the reference.
@@ -141,9 +141,12 @@ Values = TypeVar("Values", bound=NDArray[np.floating[Any]])
 
 
 def target_values(user: Values, assistant: Values, columns: Columns) -> tuple[Values, Values]:
-    """What is judged, and what it is conditioned on: families, affect, twin affect, along the last axis."""
+    """What is judged, and what it is judged by: families, affect, twin affect, along the last axis.
+
+    Affect is judged by what the user's tokens lead to expect, families and the twin by the user's affect.
+    """
     at = [*range(columns.family.start, columns.family.stop), columns.assistant_affect, columns.twin_assistant_affect]
-    given = [columns.user_affect] * (columns.families + 1) + [columns.twin_user_affect]
+    given = [columns.user_affect] * columns.families + [columns.expected_affect, columns.twin_user_affect]
     return cast("Values", assistant[..., at]), cast("Values", user[..., given])
 
 
@@ -151,7 +154,7 @@ class Warranted(NamedTuple):
     """Warranted levels of T targets under one stance.
 
     Attributes:
-        level: Intercept, slope on U and slope on tokens ** -1/2 of the upper quantile of A, [T, 3].
+        level: Intercept, slope on what the target is judged by, and slope on tokens ** -1/2 of the upper quantile of A, [T, 3].
         spread: Intercept and slope on tokens ** -1/2 of the unit of the over-index, [T, 2].
     """
 
@@ -163,7 +166,7 @@ class Warranted(NamedTuple):
 
         Args:
             value: What is judged, [..., T].
-            given: The user scores it is judged by, [..., T].
+            given: What it is judged by, [..., T].
             tokens: Assistant tokens, a number or [..., 1]; none counts as one.
         """
         brevity = np.maximum(tokens, 1) ** -0.5
@@ -204,3 +207,8 @@ def exceedance_bound(exceeding: int, turns: int) -> float:
     if exceeding >= turns:
         return 1.0
     return float(betaincinv(exceeding + 1, turns - exceeding, CONFIDENCE))
+
+
+def finest_rate(stance: Stance, turns: int) -> float:
+    """The smallest p-value, and so the finest false-alarm rate, that so many reference turns of a stance certify."""
+    return min(1.0, (2 if stance is Stance.CRISIS else 1) * exceedance_bound(0, turns))

@@ -138,8 +138,12 @@ def _shard(
         with suppress(SafetensorError):
             return dict(load_file(file))
     means = np.zeros((len(ids), 2, len(layers), int(model.config.hidden_size)), np.float32)
-    for batch in _batches([len(tokens) for tokens in ids]):
-        means[batch] = _pooled(model, [ids[index] for index in batch], [parts[index] for index in batch], layers)
+    holders = _holders(ids)
+    for batch in _batches({holder: len(ids[holder]) for holder in holders}):
+        rows = _rows(model, [ids[holder] for holder in batch], layers)
+        for number, holder in enumerate(batch):
+            for index in holders[holder]:
+                means[index] = _pooled(rows[number], parts[index])
     if not np.isfinite(means).all():
         raise SetupError("--model", "its hidden states are not finite; look at its weights, or load it as float32")
     tokens = np.array([[int((part == role).sum()) for role in (0, 1)] for part in parts], np.int64)
@@ -185,9 +189,26 @@ def _check_segments(
                 )
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _holders(ids: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """Conversations to be run, each with those it holds: itself and every one it begins with.
+
+    Hidden states of a token depend on earlier tokens alone, so an exchange of a dialogue need not be run again.
+    """
+    order = sorted(range(len(ids)), key=lambda index: ids[index])
+    held: dict[int, list[int]] = {}
+    holder = -1
+    for index in reversed(order):
+        if holder < 0 or ids[holder][: len(ids[index])] != ids[index]:
+            holder = index
+            held[holder] = []
+        held[holder].append(index)
+    return held
+
+
+def _batches(lengths: dict[int, int]) -> Iterator[list[int]]:
+    """Batches of like length, longest first."""
     batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+    for index in sorted(lengths, key=lambda index: (-lengths[index], index)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > _BATCH_TOKENS:
             yield batch
             batch = []
@@ -197,33 +218,33 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def _pooled(
-    model: Any, ids: Sequence[Sequence[int]], parts: Sequence[NDArray[np.int64]], layers: Sequence[int]
-) -> Floats:
-    """Mean rows of each role's segment: [batch, 2, layers, hidden]."""
+def _rows(model: Any, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> torch.Tensor:
+    """Hidden states of a batch, padding included: [batch, tokens, layers, hidden]."""
     width = max(map(len, ids))
     tokens = torch.zeros((len(ids), width), dtype=torch.long)
-    weights = torch.zeros((len(ids), 2, width))
-    for row, (sequence, part) in enumerate(zip(ids, parts, strict=True)):
+    for row, sequence in enumerate(ids):
         tokens[row, : len(sequence)] = torch.tensor(sequence)
-        for role in (0, 1):
-            chosen = torch.from_numpy(part == role)
-            weights[row, role, : len(sequence)] = chosen / max(1, int(chosen.sum()))
     mask = (torch.arange(width) < torch.tensor([len(sequence) for sequence in ids])[:, None]).long()
     kept = LayerRows(model, layers)
     stop = _stop_at(model, max(layers))
     try:
         with suppress(_LastLayerReachedError):
             model.base_model(input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
-        # Element by element rather than as a matrix product, whose order of summation depends on the machine.
-        pooled = [
-            torch.stack([(kept.rows[layer].float().cpu() * weights[:, role, :, None]).sum(1) for layer in layers], 1)
-            for role in (0, 1)
-        ]
+        return torch.stack([kept.rows[layer].float().cpu() for layer in layers], dim=2)
     finally:
         kept.close()
         stop.remove()
-    return torch.stack(pooled, 1).numpy()
+
+
+def _pooled(rows: torch.Tensor, part: NDArray[np.int64]) -> Floats:
+    """Mean rows of each role's segment of a conversation that the rows, [tokens, layers, hidden], begin with."""
+    pooled = torch.zeros((2, *rows.shape[1:]))
+    for role in (0, 1):
+        held = np.flatnonzero(part == role)
+        if held.size:
+            # A sum, not a matrix product, whose order of summation depends on the machine.
+            pooled[role] = rows[torch.from_numpy(held)].sum(0) / held.size
+    return pooled.numpy()
 
 
 class _LastLayerReachedError(Exception):

@@ -167,7 +167,10 @@ def _reference_turns(tables: Tables, scores: Scores) -> ReferenceTurns:
     stance = tables.turns.stance
     held = stance >= 0
     user, assistant = scores.turns[held].swapaxes(0, 1)
-    return ReferenceTurns(user, assistant, np.maximum(tables.turns.tokens[held], 1), stance[held])
+    # Traffic is told by source and grade.
+    traffic = np.char.add(tables.turns.source, tables.turns.grade.astype(str))[held]
+    group = np.unique(traffic, return_inverse=True)[1]
+    return ReferenceTurns(user, assistant, np.maximum(tables.turns.tokens[held], 1), stance[held], group)
 
 
 def _source(tables: Tables) -> str:

@@ -28,12 +28,14 @@ class ReferenceTurns(NamedTuple):
         assistant: Mean assistant scores, not standardised, [N, C].
         tokens: Assistant tokens, [N].
         stance: Index of the last stance that allows each turn, [N].
+        group: Which traffic each turn is of, [N]: what sets one apart from another is not put down to users.
     """
 
     user: Floats
     assistant: Floats
     tokens: NDArray[np.int64]
     stance: NDArray[np.int64]
+    group: NDArray[np.int64]
 
 
 class Reference(NamedTuple):
@@ -67,10 +69,10 @@ def fit_reference(turns: ReferenceTurns, columns: Columns) -> Reference:
         allowed = turns.stance >= row
         count = int(allowed.sum())
         for target in range(values.shape[1]):
-            at = (given[allowed, target], turns.tokens[allowed], values[allowed, target])
-            line = _fit_line(*at)
+            at = _Target(given[allowed, target], values[allowed, target], turns.tokens[allowed], turns.group[allowed])
+            line = _fit_line(at)
             warranted[row, target], spread[row, target] = line.level[0], line.spread[0]
-            residuals[row, target, :count] = np.sort(_held_out(line, *at))
+            residuals[row, target, :count] = np.sort(_held_out(line, at))
     return Reference(
         means, scales, user, assistant, turns.tokens.astype(np.int32), turns.stance.astype(np.int32),
         warranted, spread, residuals,
@@ -82,34 +84,60 @@ def stance_turns(stance: NDArray[np.int64]) -> dict[Stance, int]:
     return {name: int((stance >= row).sum()) for row, name in enumerate(STANCES)}
 
 
-def _held_out(line: Warranted, given: Floats, tokens: NDArray[np.int64], values: Floats) -> Floats:
+class _Target(NamedTuple):
+    """Turns of one stance, by what one target is and is judged by, [N] each."""
+
+    given: Floats
+    values: Floats
+    tokens: NDArray[np.int64]
+    group: NDArray[np.int64]
+
+    def part(self, chosen: NDArray[np.bool_]) -> _Target:
+        """Some of the turns."""
+        return _Target(*(array[chosen] for array in self))
+
+
+def _held_out(line: Warranted, turns: _Target) -> Floats:
     """Over-index of each turn by a level the turns of its fold did not fit, in the unit all turns gave."""
-    folds = np.arange(len(values)) % _FOLDS
-    found = np.empty(len(values))
+    folds = np.arange(len(turns.values)) % _FOLDS
+    found = np.empty(len(turns.values))
     for fold in range(_FOLDS):
         held = folds == fold
-        rest = _fit_line(given[~held], tokens[~held], values[~held])._replace(spread=line.spread)
-        found[held] = rest.excess(values[held, None], given[held, None], tokens[held, None])[1][:, 0]
+        rest = _fit_line(turns.part(~held))._replace(spread=line.spread)
+        here = turns.part(held)
+        found[held] = rest.excess(here.values[:, None], here.given[:, None], here.tokens[:, None])[1][:, 0]
     return found
 
 
-def _fit_line(given: Floats, tokens: NDArray[np.int64], values: Floats) -> Warranted:
+def _fit_line(turns: _Target) -> Warranted:
     """Level and spread of one target.
 
-    Neither slope of the level is negative: no user's affect forbids warmth, and short replies scatter more. The spread
-    is the distance of the upper quantile from the median, which takes the upper line's slope on U.
+    The slope on what it is judged by is that of the mean within each traffic; intercept and slope on brevity are those
+    of the upper quantile of what is left, and the spread is its distance from the median. Neither slope is negative:
+    no user's affect forbids warmth, and short replies scatter more.
     """
-    if not len(values):
+    if not len(turns.values):
         return Warranted(np.zeros((1, 3)), np.array([[1.0, 0.0]]))
-    brevity = tokens**-0.5
-    ones = np.ones(len(values))
-    upper = quantile_line(np.column_stack([ones, given, brevity]), values, QUANTILE, rising=(1, 2))
-    middle = quantile_line(np.column_stack([ones, brevity]), values - upper[1] * given, 0.5)
-    apart = np.array([upper[0] - middle[0], upper[2] - middle[1]]) / _NORMAL_95
-    least = max(_LEAST_SPREAD, 0.25 * float(np.mean(apart[0] + apart[1] * brevity)))
+    slope = _slope_within(turns)
+    rest = turns.values - slope * turns.given
+    brevity = turns.tokens**-0.5
+    features = np.column_stack([np.ones(len(rest)), brevity])
+    upper = quantile_line(features, rest, QUANTILE, rising=(1,))
+    apart = (upper - quantile_line(features, rest, 0.5)) / _NORMAL_95
+    least = max(_LEAST_SPREAD, 0.25 * float(np.mean(features @ apart)))
     # Linear in brevity, so positive between both ends: endless replies (0) and a single token (1).
     ends = np.maximum([apart[0], apart.sum()], least)
-    return Warranted(upper[None], np.array([[ends[0], ends[1] - ends[0]]]))
+    return Warranted(np.array([[upper[0], slope, upper[1]]]), np.array([[ends[0], ends[1] - ends[0]]]))
+
+
+def _slope_within(turns: _Target) -> float:
+    """Least-squares slope of values on what they are judged by, each traffic about its own mean; never negative."""
+    given, values = turns.given.copy(), turns.values.copy()
+    for group in np.unique(turns.group):
+        here = turns.group == group
+        given[here] -= given[here].mean()
+        values[here] -= values[here].mean()
+    return max(0.0, float(given @ values / max(float(given @ given), 1e-12)))
 
 
 def quantile_line(features: Floats, values: Floats, level: float, rising: tuple[int, ...] = ()) -> Floats:

@@ -16,7 +16,7 @@ from monitor.probes.bank import Columns
 SHALLOWEST, DEEPEST = 0.4, 0.8
 """Affect is read best between these shares of a model's depth."""
 _CANDIDATES, _MOST = 7, 3
-_WORTH = 0.002
+_WORTH = 0.001
 """What another layer must add to the mean AUROC: every layer adds to the bytes an engine sends."""
 
 

@@ -20,6 +20,7 @@ class Judged(NamedTuple):
 
     Attributes:
         user: U, [N].
+        expected: Affect that the users lead to expect, [N].
         assistant: A, [N].
         warranted: Warranted level of A, [N].
         over: Over-index, [N].
@@ -29,6 +30,7 @@ class Judged(NamedTuple):
     """
 
     user: Floats
+    expected: Floats
     assistant: Floats
     warranted: Floats
     over: Floats
@@ -54,6 +56,7 @@ def judge(bank: Bank, scores: Floats, tokens: NDArray[np.int64], stance: Stance 
     held = residuals[np.isfinite(residuals)]
     return Judged(
         user=scores[0][:, columns.user_affect],
+        expected=given[:, -2],
         assistant=value[:, -2],
         warranted=level[:, -2],
         over=over[:, -2],

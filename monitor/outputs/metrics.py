@@ -70,6 +70,9 @@ METRICS: dict[str, Spec] = {
         ("result",),
     ),
     "affect_notifications_waiting": Spec("gauge", "Alerts waiting to reach Alertmanager."),
+    "affect_baseline_turns_lost_total": Spec(
+        "counter", "Turns that could not be written to the baseline file, by reason: no_space, io.", ("reason",)
+    ),
     "affect_ingest_lag_seconds": Spec("histogram", "From a frame's sending to its scoring.", (), _SECONDS),
     "affect_frame_seconds": Spec("histogram", "Time spent on one frame.", (), _SECONDS),
     "affect_config_last_reload_successful": Spec("gauge", "Whether the last reload of the policy was taken."),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from monitor.assess.overindex import finest_rate
 from monitor.errors import PolicyError
 from monitor.probes.bank import Bank, Stance
 
@@ -82,7 +84,8 @@ def load_policy(path: Path, bank: Bank) -> PolicyFile:
     """Reads a policy file and checks it against the bank it will be used with.
 
     Raises:
-        PolicyError: Unreadable, not valid, a family the bank does not have, or a rate finer than its reference shows.
+        PolicyError: Unreadable, not valid, a family the bank does not have, or a rate finer than its reference
+            certifies.
     """
     try:
         document = _read(path)
@@ -114,12 +117,16 @@ def _check_against(policy: Policy, bank: Bank, path: Path) -> None:
                 f"{path}:{policy.name}.families.{family}",
                 f"the bank has no such family; it has {list(bank.card.families)}",
             )
-    sides = 2 if policy.stance is Stance.CRISIS else 1
-    finest = sides / (turns + 1)
+    finest = finest_rate(policy.stance, turns)
     for name, rate in {"turn.false_alarm_rate": policy.turn.false_alarm_rate, **policy.families}.items():
         if rate < finest:
             raise PolicyError(
                 f"{path}:{policy.name}.{name}",
-                f"{rate} cannot be told from {turns} reference turns; the finest rate is {finest:.4f} "
-                "(a larger reference allows finer ones)",
+                f"{rate} is finer than {turns} reference turns certify, which is no rate below {_rounded_up(finest)}; "
+                "take a coarser one, or make the reference larger: affect-monitor reference",
             )
+
+
+def _rounded_up(rate: float) -> float:
+    """A rate with four digits that is not finer."""
+    return math.ceil(rate * 1e4) / 1e4

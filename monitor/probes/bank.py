@@ -140,8 +140,8 @@ class BankCard(_Part):
 class Columns:
     """Which column of a token's scores is what.
 
-    Emotions, families, user affect and assistant affect come from hidden states; the text twin repeats all but the
-    emotions from token ids alone.
+    Emotions, families, user affect, assistant affect and expected affect come from hidden states; the text twin repeats
+    families, user affect and assistant affect from token ids alone.
     """
 
     emotions: int
@@ -168,9 +168,14 @@ class Columns:
         return self.user_affect + 1
 
     @property
+    def expected_affect(self) -> int:
+        """Assistant affect that a user's tokens lead to expect: what the task and the user's affect explain of it."""
+        return self.assistant_affect + 1
+
+    @property
     def probes(self) -> int:
         """Columns that need hidden states."""
-        return self.assistant_affect + 1
+        return self.expected_affect + 1
 
     @property
     def twin_family(self) -> slice:
@@ -217,8 +222,8 @@ class Tensors:
         reference_assistant: Standardised assistant scores of the reference turns, [N, C].
         reference_tokens: Assistant tokens of the reference turns, [N].
         reference_stance: Index of the last stance that allows each reference turn; so do all before it, [N].
-        warranted: Warranted quantile of A per stance and target: intercept, slope on U, slope on tokens ** -1/2,
-            [3, F + 2, 3].
+        warranted: Warranted quantile of A per stance and target: intercept, slope on what the target is judged by
+            (``target_values``), slope on tokens ** -1/2, [3, F + 2, 3].
         spread: Unit of the over-index: intercept, slope on tokens ** -1/2, [3, F + 2, 2].
         residuals: Over-index of the reference turns held out for it, ascending, padded with NaN, [3, F + 2, M].
     """
@@ -261,6 +266,15 @@ class Bank:
     def markers(self) -> tuple[Marker, ...]:
         """Markers of the model's chat template."""
         return tuple(Marker(marker.tokens, Role[marker.role]) for marker in self.card.markers)
+
+    @cached_property
+    def probes(self) -> str:
+        """SHA-256, shortened, of all that scores come from; a bank keeps it when only its reference is fitted anew."""
+        tensors = self.tensors
+        digest = hashlib.sha256(str(self.card.layers).encode())
+        for part in (tensors.directions, tensors.centres, tensors.scales, tensors.twin_tokens, tensors.twin_weights):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
         """Writes the two files; an existing bank in ``folder`` is replaced."""

@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from monitor.assess.mirror import mirror_slope
 from monitor.assess.overindex import Assessor, TurnAssessment
 from monitor.calibration.activations import Progress, render
+from monitor.calibration.identity import check_identity, check_shape
 from monitor.calibration.lines import ChatMessage
-from monitor.capture.identity import hello_of
-from monitor.capture.transformers import LayerRows, decoder_blocks
-from monitor.errors import CorpusError, ModelMismatchError, SetupError
+from monitor.capture.transformers import LayerRows
+from monitor.errors import CorpusError, SetupError
 from monitor.policy.engine import AlertEngine
 from monitor.policy.schema import Policy, PolicyFile
 from monitor.probes.bank import Bank
@@ -34,6 +34,7 @@ from monitor.turns.tracker import TurnTracker
 
 BATCH_TOKENS = 2048
 """Tokens of one batch, padding included."""
+_NOT_THE_BANKS = "calibrate a bank for this model, or allow unvalidated models to score it all the same"
 _ROLE_NAMES = {Role.SYSTEM: "system", Role.USER: "user", Role.ASSISTANT: "assistant"}
 _STANDARD = {Role.SYSTEM: 0, Role.USER: 0, Role.ASSISTANT: 1}
 
@@ -100,7 +101,9 @@ class OfflineScorer:
     def __init__(
         self, bank: Bank, policies: PolicyFile, model: Any, tokenizer: Any, *, allow_unvalidated: bool = False
     ) -> None:
-        _check_model(bank, model, tokenizer, allow_unvalidated=allow_unvalidated)
+        check_shape(bank, model)
+        if not allow_unvalidated:
+            check_identity(bank, model, tokenizer, _NOT_THE_BANKS)
         self._columns = bank.columns
         self._scorer = Scorer(bank)
         self._labeller = RoleLabeller(bank.markers)
@@ -245,25 +248,6 @@ class OfflineScorer:
                 exchanges.append((asked, float(standard[self._columns.assistant_affect])))
                 asked = None
         return turns, [user for user, _ in exchanges], [assistant for _, assistant in exchanges]
-
-
-def _check_model(bank: Bank, model: Any, tokenizer: Any, *, allow_unvalidated: bool) -> None:
-    """Refuses a model that is not the bank's, as the sidecar refuses its engine."""
-    card = bank.card.model
-    hello = hello_of(model, tokenizer, card.name, bank.card.layers, "offline")
-    found = {"hidden size": (hello.hidden_size, card.hidden_size), "blocks": (len(decoder_blocks(model)), card.depth)}
-    for name, (has, wanted) in found.items():
-        if has != wanted:
-            raise ModelMismatchError("--model", f"{name}: {has} where the bank has {wanted}; name its own model")
-    if allow_unvalidated:
-        return
-    for name in ("weights_fingerprint", "tokenizer_hash", "template_hash"):
-        if getattr(hello, name) != getattr(card, name):
-            raise ModelMismatchError(
-                "--model",
-                f"{name} is not that of the bank's model {card.name}; calibrate a bank for this model, "
-                "or allow unvalidated models to score it all the same",
-            )
 
 
 def _messages(labels: Labels) -> Iterator[tuple[Role, np.ndarray[Any, Any]]]:

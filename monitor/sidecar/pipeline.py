@@ -19,6 +19,7 @@ import structlog
 
 from monitor.assess.overindex import Assessor, TurnAssessment
 from monitor.errors import AffectMonitorError, FrameError, ModelMismatchError, TurnError
+from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.metrics import Metrics
 from monitor.policy.engine import AlertEngine
 from monitor.policy.schema import Policy, PolicyFile
@@ -107,6 +108,7 @@ class Pipeline:
         turn_timeout: Seconds of silence after which a turn is given up.
         allow_unvalidated: Score models the bank was not validated on.
         keep_turns: Finished turns kept for looking at.
+        baseline: Takes turns that are judged and raise no alert.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Pipeline:
         turn_timeout: float = 300.0,
         allow_unvalidated: bool = False,
         keep_turns: int = 1000,
+        baseline: BaselineWriter | None = None,
     ) -> None:
         self.bank = bank
         self.policies = policies
@@ -134,6 +137,7 @@ class Pipeline:
         self._sessions: dict[tuple[str, int, bool], EngineSession] = {}
         self._finished: OrderedDict[str, ingest_pb2.Assessment] = OrderedDict()
         self._keep = keep_turns
+        self._baseline = baseline
         self._watchers: list[Callable[[ingest_pb2.Assessment], None]] = []
         self._lock = threading.Lock()
         self._begun = self._ended = 0
@@ -431,6 +435,9 @@ class Pipeline:
         )
         self._ended += 1
         self._judge(turn, stats, message)
+        # A turn whose user was not seen has no user scores to keep.
+        if self._baseline is not None and stats.user_tokens and not message.marks and not message.alerts:
+            self._baseline.add(stats, turn.policy.stance)
         self._count_turn(turn.policy, message)
         self._remember(message)
         done.assessments.append(message)

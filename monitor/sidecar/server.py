@@ -25,11 +25,12 @@ from starlette.routing import Route
 from monitor import __version__
 from monitor.errors import PolicyError, SetupError
 from monitor.outputs.alertmanager import AlertmanagerSender
+from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.http import RunningServer, serve_in_thread
 from monitor.outputs.metrics import Metrics, reload_result
 from monitor.policy.engine import Alert, AlertEngine, AlertState
 from monitor.policy.schema import load_policy
-from monitor.probes.bank import load_bank
+from monitor.probes.bank import Bank, load_bank
 from monitor.settings import SidecarSettings
 from monitor.sidecar.pipeline import Pipeline
 from monitor.sidecar.servicer import MAX_STREAMS, MAX_WATCHERS, IngestServicer, InspectServicer
@@ -74,6 +75,7 @@ class Sidecar:
             turn_timeout=settings.turn_timeout_seconds,
             allow_unvalidated=settings.allow_unvalidated,
             keep_turns=settings.keep_turns,
+            baseline=_baseline(settings, bank, self.metrics),
         )
         self._serving, self._stopping = threading.Event(), threading.Event()
         self._reloading = threading.Lock()
@@ -229,6 +231,12 @@ class Sidecar:
     def _sweep(self) -> None:
         while not self._stopping.wait(_SWEEP_SECONDS):
             self.pipeline.sweep()
+
+
+def _baseline(settings: SidecarSettings, bank: Bank, metrics: Metrics) -> BaselineWriter | None:
+    if settings.baseline_file is None:
+        return None
+    return BaselineWriter(settings.baseline_file, bank, settings.baseline_turns, metrics)
 
 
 def _socket_path(address: str) -> Path | None:

@@ -17,7 +17,8 @@ import torch
 from rich.progress import track
 
 from monitor.calibration.activations import render
-from monitor.calibration.corpus import SHIPPED, EmotionText, read_lines
+from monitor.calibration.corpus import SHIPPED
+from monitor.calibration.lines import EmotionText, read_lines
 from monitor.demo.assistant import NAME, ensure_assistant, load_assistant
 from monitor.policy.schema import SHIPPED as POLICIES
 from monitor.policy.schema import load_policy

@@ -13,7 +13,7 @@ import torch
 from builders import EMOTIONS
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from monitor.calibration.calibrate import Corpus, read_corpus
+from monitor.calibration.corpus import Corpus, read_corpus
 
 Files = dict[str, list[dict[str, Any]]]
 

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitor.assess.overindex import exceedance_bound
 from monitor.errors import PolicyError
 from monitor.policy.schema import Policy, PolicyFile, load_policy
 from monitor.probes.bank import Bank, Stance
@@ -23,11 +24,14 @@ def policy(name: str = "all", **fields: Any) -> dict[str, Any]:
 GOOD = {
     "version": 1,
     "policies": [
-        policy("care", match={"route": "care", "tier": "gold"}, stance="crisis", families={"contagion": 0.1}),
+        policy(
+            "care", match={"route": "care", "tier": "gold"}, stance="crisis", turn={"false_alarm_rate": 0.08},
+            families={"contagion": 0.1},
+        ),
         policy("support", match={"route": "care"}, stance="supportive"),
         policy("all", families={"warmth": 0.02}, severity="critical", owner="team", runbook_url="https://example.org"),
     ],
-}
+}  # fmt: skip
 
 
 def write(tmp_path: Path, document: Any) -> Path:
@@ -55,13 +59,19 @@ class TestGoodFiles:
             "resolve_turns": 5,
         }
 
-    @pytest.mark.parametrize(("stance", "finest"), [("neutral", 1 / 201), ("supportive", 1 / 151), ("crisis", 2 / 101)])
+    @pytest.mark.parametrize(
+        ("stance", "turns", "sides"), [("neutral", 200, 1), ("supportive", 150, 1), ("crisis", 100, 2)]
+    )
     def test_the_finest_rate_of_the_reference_is_allowed(
-        self, tmp_path: Path, small_bank: Bank, stance: str, finest: float
+        self, tmp_path: Path, small_bank: Bank, stance: str, turns: int, sides: int
     ) -> None:
-        """A rate that the smallest p-value of the stance's reference just reaches is good."""
+        """A rate that the smallest p-value of the stance's reference just reaches is good; a finer one is refused."""
+        finest = sides * exceedance_bound(0, turns)
         document = {"version": 1, "policies": [policy(stance=stance, turn={"false_alarm_rate": finest})]}
         assert load_policy(write(tmp_path, document), small_bank).policies[0].turn.false_alarm_rate == finest
+        document["policies"] = [policy(stance=stance, turn={"false_alarm_rate": finest - 1e-6})]
+        with pytest.raises(PolicyError, match=f"{turns} reference turns"):
+            load_policy(write(tmp_path, document), small_bank)
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
@@ -75,10 +85,10 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "rate a word": ([policy(turn={"false_alarm_rate": "low"})], "policies.0.turn.false_alarm_rate", "number"),
     "family rate zero": ([policy(families={"warmth": 0})], "policies.0.families.warmth", "greater than 0"),
     "family rate one": ([policy(families={"warmth": 1})], "policies.0.families.warmth", "less than 1"),
-    "rate too fine": ([policy(turn={"false_alarm_rate": 0.004})], "all.turn.false_alarm_rate", "200 reference turns"),
-    "family rate too fine": ([policy(families={"warmth": 0.004})], "all.warmth", "200 reference turns"),
+    "rate too fine": ([policy(turn={"false_alarm_rate": 0.014})], "all.turn.false_alarm_rate", "200 reference turns"),
+    "family rate too fine": ([policy(families={"warmth": 0.014})], "all.warmth", "200 reference turns"),
     "rate too fine for two sides": (
-        [policy(stance="crisis", turn={"false_alarm_rate": 0.015})],
+        [policy(stance="crisis", turn={"false_alarm_rate": 0.05})],
         "all.turn.false_alarm_rate",
         "100 reference turns",
     ),

@@ -18,6 +18,8 @@ from monitor.errors import BankError
 from monitor.probes import bank as bank_module
 from monitor.probes.bank import Bank, Columns, Tensors, bank_folder, load_bank, seal
 
+WHOLE_NUMBERS = ("twin_tokens", "reference_tokens", "reference_stance")
+
 
 @pytest.fixture
 def folder(small_bank: Bank, tmp_path: Path) -> Path:
@@ -117,11 +119,12 @@ class TestColumns:
         columns = Columns(4, 2)
         numbers = list(range(columns.total))
         parts = [
-            *numbers[columns.emotion], *numbers[columns.family], columns.user_affect, columns.assistant_affect,
+            *numbers[columns.emotion], *numbers[columns.family],
+            columns.user_affect, columns.assistant_affect, columns.expected_affect,
             *numbers[columns.twin_family], columns.twin_user_affect, columns.twin_assistant_affect,
         ]  # fmt: skip
         assert parts == numbers
-        assert (columns.probes, columns.twins) == (8, 4)
+        assert (columns.probes, columns.twins) == (9, 4)
 
 
 class TestDamagedFiles:
@@ -163,7 +166,7 @@ class TestDamagedFiles:
     def test_a_flipped_digit_in_the_card(self, folder: Path) -> None:
         """A card that was altered but is still valid is noticed by the bank's id."""
         text = (folder / "bank.json").read_text()
-        assert text.count('"emotion_macro_auroc":0.9') + text.count('"emotion_macro_auroc": 0.9') == 1
+        assert text.count('"value":0.9') + text.count('"value": 0.9') == 1
         (folder / "bank.json").write_text(text.replace("0.9", "0.8"))
         assert refusal(folder).field == "bank.json:bank_id"
 
@@ -193,7 +196,8 @@ class TestBadCards:
     @pytest.mark.parametrize(
         ("change", "field"),
         [
-            ({"schema_version": 2}, "schema_version"),
+            ({"schema_version": 1}, "schema_version"),
+            ({"schema_version": 3}, "schema_version"),
             ({"schema_version": None}, "schema_version"),
             ({"surprise": 1}, "surprise"),
             ({"layers": []}, "layers"),
@@ -208,6 +212,8 @@ class TestBadCards:
             ({"markers": [{"tokens": [], "role": "USER"}]}, "markers.0.tokens"),
             ({"markers": [{"tokens": [1], "role": "NOBODY"}]}, "markers.0.role"),
             ({"reference": {"source": "x", "turns": {"angry": 3}}}, "reference.turns.angry"),
+            ({"battery": [{"number": "7"}]}, "battery.0.name"),
+            ({"text_equivalent": "distress"}, "text_equivalent"),
             ({"validated": "perhaps"}, "validated"),
         ],
         ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
@@ -257,7 +263,7 @@ class TestBadTensors:
 
     @pytest.mark.parametrize(
         "name",
-        [f.name for f in dataclasses.fields(Tensors) if f.name not in {"twin_tokens", "reference_stance", "residuals"}],
+        [f.name for f in dataclasses.fields(Tensors) if f.name not in {*WHOLE_NUMBERS, "residuals"}],
     )
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_values_that_are_not_finite_are_named(self, folder: Path, name: str, value: float) -> None:
@@ -268,13 +274,28 @@ class TestBadTensors:
         assert error.field == f"bank.safetensors:{name}"
         assert "not finite" in error.message
 
-    @pytest.mark.parametrize("name", ["scales", "turn_scales", "warranted_scale"])
+    @pytest.mark.parametrize("name", ["scales", "turn_scales"])
     @pytest.mark.parametrize("value", [0.0, -1.0])
     def test_scales_must_be_positive(self, folder: Path, name: str, value: float) -> None:
         """A scale of zero or less is refused by name."""
         array = load((folder / "bank.safetensors").read_bytes())[name]
         reseal(folder, {name: _with(array, (0, 0), value)})
         assert refusal(folder).field == f"bank.safetensors:{name}"
+
+    @pytest.mark.parametrize("line", [[0.0, 1.0], [-0.5, 1.0], [1.0, -1.0], [1.0, -2.0]])
+    def test_the_unit_of_the_over_index_must_be_positive(self, folder: Path, line: list[float]) -> None:
+        """A unit that is zero or less for endless replies, or for a single token, is refused by name."""
+        array = load((folder / "bank.safetensors").read_bytes())["spread"]
+        array[1, 2] = line
+        reseal(folder, {"spread": array})
+        assert refusal(folder).field == "bank.safetensors:spread"
+
+    @pytest.mark.parametrize("value", [0, -3])
+    def test_reference_turns_have_tokens(self, folder: Path, value: int) -> None:
+        """A reference turn without assistant tokens is none, and is refused by name."""
+        array = load((folder / "bank.safetensors").read_bytes())["reference_tokens"]
+        reseal(folder, {"reference_tokens": _with(array, (0,), value)})
+        assert refusal(folder).field == "bank.safetensors:reference_tokens"
 
     @pytest.mark.parametrize(
         ("place", "value"), [((0, 0, 0), np.nan), ((0, 0, 0), 100.0), ((0, 0, -1), np.inf), ((0, 0, 0), -np.inf)]
@@ -294,7 +315,9 @@ class TestBadTensors:
         reseal(folder, {"twin_tokens": _with(array, (place,), -1)})
         assert refusal(folder).field == "bank.safetensors:twin_tokens"
 
-    @pytest.mark.parametrize(("name", "dtype"), [("directions", np.float64), ("twin_tokens", np.int64)])
+    @pytest.mark.parametrize(
+        ("name", "dtype"), [("directions", np.float64), *((name, np.int64) for name in WHOLE_NUMBERS)]
+    )
     def test_other_types_are_named(self, folder: Path, name: str, dtype: type) -> None:
         """An array of another type is refused by name."""
         array = load((folder / "bank.safetensors").read_bytes())[name]

@@ -43,7 +43,7 @@ policies:
     turn: {false_alarm_rate: 0.99, min_assistant_tokens: 200}
   - name: desk
     stance: neutral
-    turn: {false_alarm_rate: 0.01, min_assistant_tokens: 4}
+    turn: {false_alarm_rate: 0.02, min_assistant_tokens: 4}
 """
 TALK = [
     {"role": "system", "content": "You help."},
@@ -69,14 +69,14 @@ def model() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def bank(model: Any, tiny_tokenizer: Any) -> Bank:
-    """A bank of that model."""
+    """A bank of that model, of a seed for which the replies of ``TALK`` lie within the reference, not at its end."""
     card = make_card(HIDDEN, LAYERS, DEPTH)
     known = {
         "weights_fingerprint": weights_fingerprint(model),
         "tokenizer_hash": tokenizer_hash(tiny_tokenizer),
         "template_hash": template_hash(tiny_tokenizer),
     }
-    return seal({**card, "model": {**card["model"], **known}}, make_tensors(HIDDEN, len(LAYERS)))
+    return seal({**card, "model": {**card["model"], **known}}, make_tensors(HIDDEN, len(LAYERS), seed=3))
 
 
 @pytest.fixture

@@ -1,0 +1,68 @@
+"""The report of a bank: one page that needs no network, with every row of the battery, missed ones first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from monitor.assess.overindex import CONFIDENCE, exceedance_bound
+from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.plots import draw
+from monitor.probes.bank import BankCard, RowCard
+
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "plotly")
+_OUTCOMES = {True: "pass", False: "miss", None: "not run"}
+
+
+def write_report(evidence: Evidence, card: BankCard, target: Path) -> None:
+    """Writes the report as HTML.
+
+    Args:
+        evidence: What the battery was computed from.
+        card: Card of the sealed bank, with the battery's rows.
+        target: The file; its folder must exist.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"figure": _figure_of, "outcome": lambda row: _OUTCOMES[row.passed]}
+    page = environment.get_template("report.html.j2").render(
+        card=card,
+        verdict=_verdict(card.battery),
+        plots=draw(evidence),
+        reference=[(stance.value, turns, exceedance_bound(0, turns)) for stance, turns in card.reference.turns.items()],
+        confidence=CONFIDENCE,
+        versions={"Python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
+        plotly=get_plotlyjs(),
+    )
+    target.write_text(page, encoding="utf-8")
+
+
+def _verdict(rows: Sequence[RowCard]) -> str:
+    """The battery in a paragraph, what was missed first."""
+    missed, passed, left = ([row for row in rows if row.passed is outcome] for outcome in (False, True, None))
+    ran = len(missed) + len(passed)
+    if not ran:
+        return "No row of the battery was run: nothing is claimed of this bank."
+    told = [f"{row.number} ({row.name}: {_figure_of(row)}, bar {row.bar})" for row in missed]
+    parts = [
+        f"Missed: {'; '.join(told)}." if missed else "No row was missed.",
+        f"{len(passed)} of {ran} rows that were run pass.",
+        f"Not run: {', '.join(row.number for row in left)}." if left else "",
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _figure_of(row: RowCard) -> str:
+    """A row's figure, with its interval where it has one."""
+    if row.value is None:
+        return "-"
+    if row.low is None or row.high is None or row.low == row.high:
+        return f"{row.value:.3f}"
+    return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"
