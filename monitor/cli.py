@@ -22,7 +22,6 @@ try:
     import typer
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
     from rich.text import Text
 except ImportError as error:
     print(
@@ -380,16 +379,16 @@ def bank_verify(bank: Annotated[str, typer.Argument(help="Folder or name.")]) ->
 
 
 def _show_battery(card: BankCard) -> None:
-    """The rows of the battery as a table, and the emotions words show as well."""
-    table = Table("row", "claim", "bar", "figure", "95 % interval", "", "note")
+    """The rows of the battery, a claim each, and the emotions words show as well."""
+    console = Console(highlight=False)
     for row in card.battery:
-        figure = "" if row.value is None else f"{row.value:.3f}"
-        interval = "" if row.low is None or row.low == row.high else f"{row.low:.3f} to {row.high:.3f}"
-        verdict = {True: "pass", False: "MISS", None: "not run"}[row.passed]
-        table.add_row(row.number, row.name, row.bar, figure, interval, verdict, row.note)
-    console = Console()
-    console.print(table)
-    console.print(f"text-equivalent emotions: {', '.join(card.text_equivalent) or 'none'}", highlight=False)
+        verdict, style = {True: ("pass", "green"), False: ("MISS", "bold red"), None: ("--  ", "dim")}[row.passed]
+        figure = "" if row.value is None else f": {row.value:.3f}"
+        interval = "" if row.low is None or row.low == row.high else f" ({row.low:.3f} to {row.high:.3f})"
+        console.print(Text.assemble((verdict, style), f" {row.number:<4}{row.name}{figure}{interval}; bar {row.bar}"))
+        if row.note:
+            console.print(Text(f"         {row.note}", style="dim"))
+    console.print(f"text-equivalent emotions: {', '.join(card.text_equivalent) or 'none'}")
 
 
 def _numbers(text: str, flag: str) -> list[int]:

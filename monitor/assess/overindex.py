@@ -1,10 +1,11 @@
 """Over-index: how far a turn's assistant affect exceeds what the reference shows for like users, stance and length.
 
 The warranted level is an upper quantile of A, linear in the affect that the user's tokens lead to expect and in
-tokens ** -1/2, for means over few tokens scatter more (quantile regression, Koenker & Bassett 1978). The excess is ranked among reference turns that did not fit the quantile
-(conformalised quantile regression, Romano et al. 2019). Its p-value is the 95 % upper bound of the share of like turns
-that lie as far out (Vovk 2012, conditional validity; Clopper & Pearson 1934): with 95 % confidence a rule that alarms
-at rate alpha is wrong on at most alpha of exchangeable turns, whatever the luck of the reference.
+tokens ** -1/2, for means over few tokens scatter more (quantile regression, Koenker & Bassett 1978). The excess is
+ranked among reference turns that did not fit the quantile (conformalised quantile regression, Romano et al. 2019). Its
+p-value is the 95 % upper bound of the share of like turns that lie as far out (Vovk 2012, conditional validity; Clopper
+& Pearson 1934): with 95 % confidence a rule that alarms at rate alpha is wrong on at most alpha of exchangeable turns,
+whatever the luck of the reference.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ class Warranted(NamedTuple):
     """Warranted levels of T targets under one stance.
 
     Attributes:
-        level: Intercept, slope on what the target is judged by, and slope on tokens ** -1/2 of the upper quantile of A, [T, 3].
+        level: The upper quantile of A: intercept, slope on what the target is judged by, slope on tokens ** -1/2,
+            [T, 3].
         spread: Intercept and slope on tokens ** -1/2 of the unit of the over-index, [T, 2].
     """
 

@@ -194,7 +194,7 @@ def _holders(ids: Sequence[Sequence[int]]) -> dict[int, list[int]]:
 
     Hidden states of a token depend on earlier tokens alone, so an exchange of a dialogue need not be run again.
     """
-    order = sorted(range(len(ids)), key=lambda index: ids[index])
+    order = sorted(range(len(ids)), key=lambda index: list(ids[index]))
     held: dict[int, list[int]] = {}
     holder = -1
     for index in reversed(order):

@@ -94,7 +94,7 @@ class _Target(NamedTuple):
 
     def part(self, chosen: NDArray[np.bool_]) -> _Target:
         """Some of the turns."""
-        return _Target(*(array[chosen] for array in self))
+        return _Target(self.given[chosen], self.values[chosen], self.tokens[chosen], self.group[chosen])
 
 
 def _held_out(line: Warranted, turns: _Target) -> Floats:

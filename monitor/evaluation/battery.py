@@ -46,20 +46,7 @@ def run_battery(evidence: Evidence) -> list[RowCard]:
 
 def text_equivalent(evidence: Evidence) -> list[str]:
     """Emotions whose probe is not surely better than the text twin on the same texts (row 2)."""
-    return [name for name, figure in zip(evidence.names, twin_differences(evidence), strict=True) if not figure.low > 0]
-
-
-def twin_differences(evidence: Evidence) -> list[Figure]:
-    """AUROC of each emotion's probe less that of the text twin on the same held-out texts."""
-    weights = cluster_weights(evidence.topics)
-    probes = evidence.emotion_scores.mean(axis=0)
-    return [
-        figure_of(
-            weighted_auroc(probes[:, e], evidence.truth[:, e], weights)
-            - weighted_auroc(evidence.twin_scores[:, e], evidence.truth[:, e], weights)
-        )
-        for e in range(len(evidence.names))
-    ]
+    return [name for name, figure in zip(evidence.names, evidence.twin_differences, strict=True) if not figure.low > 0]
 
 
 def _row(number: str, name: str, bar: str, figure: Figure, passed: bool | None, note: str = "") -> RowCard:
@@ -123,7 +110,7 @@ def _against_twin(evidence: Evidence) -> list[RowCard]:
     weights = cluster_weights(evidence.topics)
     probes = macro_auroc_draws(evidence.emotion_scores.mean(axis=0), evidence.truth, weights)
     twin = macro_auroc_draws(evidence.twin_scores, evidence.truth, weights)
-    figure, differences = figure_of(probes - twin), twin_differences(evidence)
+    figure, differences = figure_of(probes - twin), evidence.twin_differences
     better = sum(each.low > 0 for each in differences)
     return [
         _row(
@@ -227,9 +214,24 @@ def _excess(evidence: Evidence) -> list[RowCard]:
             _within(turns.source == GRID, True),
             0.9,
         ),
-        ("7b", "the same, excess with emotion words", _within(turns.source == GRID, lexical), 0.9),
-        ("7c", "the same, excess without emotion words", _within(turns.source == GRID, ~lexical), 0.9),
-        ("7d", "the same where words cannot tell (twin-hard pairs)", _within(turns.source == CONTRAST, hard), 0.8),
+        (
+            "7b",
+            "excessive against warranted replies, excess with emotion words",
+            _within(turns.source == GRID, lexical),
+            0.9,
+        ),
+        (
+            "7c",
+            "excessive against warranted replies, excess without emotion words",
+            _within(turns.source == GRID, ~lexical),
+            0.9,
+        ),
+        (
+            "7d",
+            "excessive against warranted replies that words cannot tell (twin-hard)",
+            _within(turns.source == CONTRAST, hard),
+            0.8,
+        ),
     ]
     rows = [_excess_row(evidence, number, name, part, bar) for number, name, part, bar in parts]
     crisis = evidence.judged_under(Stance.CRISIS)
@@ -262,7 +264,7 @@ def _excess_row(evidence: Evidence, number: str, name: str, part: Mask, bar: flo
     found = np.mean(judged.p[keep][excessive] <= RATE) if keep.any() else float("nan")
     return _row(
         number, name, f">= {bar:.2f}", figure, figure.value >= bar,
-        f"text twin {max(twin.value for twin in twins):.3f}; {int(keep.sum()) // 2} pairs, {within:.0%} of them in order; "
+        f"text twin {max(twin.value for twin in twins):.3f}; {int(keep.sum()) // 2} pairs, {within:.0%} in order; "
         f"{found:.0%} of the excess found at {RATE:.0%} false alarms",
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from monitor.calibration.calibrate import Calibration
 from monitor.calibration.corpus import Corpus
 from monitor.calibration.lines import FOLDS, NEUTRAL, Dialogue, EmotionText
+from monitor.calibration.statistics import Figure, cluster_weights, figure_of, weighted_auroc
 from monitor.calibration.tables import as_texts
 from monitor.evaluation.emotion_twin import EmotionTwin
 from monitor.evaluation.judge import Floats, Judged, judge, scores_of
@@ -99,6 +100,19 @@ class Evidence:
             held = self.texts.fold == fold
             found[held] = EmotionTwin(self.texts.shares[~held], self.truth[~held]).score(self.texts.shares[held])
         return found
+
+    @cached_property
+    def twin_differences(self) -> list[Figure]:
+        """AUROC of each emotion's probe less that of the text twin on the same held-out texts."""
+        weights = cluster_weights(self.topics)
+        probes = self.emotion_scores.mean(axis=0)
+        return [
+            figure_of(
+                weighted_auroc(probes[:, e], self.truth[:, e], weights)
+                - weighted_auroc(self.twin_scores[:, e], self.truth[:, e], weights)
+            )
+            for e in range(len(self.names))
+        ]
 
     @cached_property
     def judged(self) -> Judged:

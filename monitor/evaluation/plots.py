@@ -17,7 +17,7 @@ from monitor.calibration.lines import NEUTRAL
 from monitor.calibration.reference import QUANTILE
 from monitor.calibration.statistics import auroc, reliability
 from monitor.calibration.tables import EXCESSIVE
-from monitor.evaluation.battery import intensity_series, twin_differences
+from monitor.evaluation.battery import intensity_series
 from monitor.evaluation.evidence import Evidence
 from monitor.evaluation.look import COLOURS, GREY, HEIGHT, styled
 from monitor.probes.bank import Stance
@@ -212,7 +212,7 @@ def _roc(negative: Floats, positive: Floats) -> tuple[Floats, Floats]:
 
 def against_twin(evidence: Evidence) -> Plot:
     """AUROC of each emotion's probe and of the text twin."""
-    differences, truth = np.array(twin_differences(evidence)), evidence.truth
+    differences, truth = np.array(evidence.twin_differences), evidence.truth
     order = np.argsort(differences[:, 0])
     twin, probe = (
         np.array([auroc(way[~truth[:, e], e], way[truth[:, e], e]) for e in order])

@@ -20,6 +20,7 @@ Files = dict[str, list[dict[str, Any]]]
 HIDDEN, DEPTH, CONTEXT = 32, 4, 256
 REPLIES = ("neutral", "warranted", "excessive")
 NAMES = ("emotions.json", "texts.jsonl", "grid.jsonl", "service.jsonl", "approved.jsonl")
+"""Files every corpus has."""
 OWN_USER = "qq ww ee rr tt"
 """A user turn of the approved conversations that the grid lacks."""
 
@@ -83,6 +84,29 @@ def grid_item(
         **{reply: f"{words(rng, 2)} {3 * sign}" for reply, sign in zip(REPLIES, signs, strict=True)},
         "excess_kind": "praise", "excess_lexical": False, "neutral_names_emotion": False,
     }  # fmt: skip
+
+
+def optional_parts() -> Files:
+    """Files a corpus may lack: contrast pairs, every second of them hard, crises, hard texts and intensity series."""
+    rng = np.random.default_rng(1)
+    pairs = [grid_item(rng, f"domain {domain}", strength=1) for domain in range(6)]
+    left_out = ("neutral", "excess_lexical", "neutral_names_emotion")
+    return {
+        "contrast.jsonl": [
+            {**{name: value for name, value in pair.items() if name not in left_out}, "twin_hard": number % 2 == 0}
+            for number, pair in enumerate(pairs)
+        ],
+        "crisis.jsonl": [
+            {"domain": "crisis", **{part: words(rng) for part in ("user", "cold", "warranted", "excessive")}}
+            for _ in range(3)
+        ],
+        "hard.jsonl": [{"kind": kind, "emotion": "fear", "text": words(rng)} for kind in ("reasoning", "denying")],
+        "intensity.jsonl": [
+            {"series": series, "level": level, "phrasing": 0, "emotion": "fear", "text": words(rng, 1 + level)}
+            for series in ("hours_away", "dose")
+            for level in range(3)
+        ],
+    }
 
 
 def write_corpus(folder: Path, files: Files) -> Path:

@@ -91,7 +91,7 @@ class TestMeans:
         for index, talk in enumerate(TALKS):
             means, ids = naive(model, tiny_tokenizer, talk, layers)
             np.testing.assert_allclose(found.means[index], means, atol=1e-5)
-            assert [found.ids_of(index, role).tolist() for role in (0, 1)] == ids
+            assert [found.ids(role)[index].tolist() for role in (0, 1)] == ids
             assert found.tokens[index].tolist() == [len(part) for part in ids]
 
     def test_the_first_token_is_never_pooled(self) -> None:
@@ -137,6 +137,32 @@ class TestMeans:
                 found.means[index], naive(model, tiny_tokenizer, talks[index], LAYERS)[0], atol=1e-5
             )
         assert told == [(128, 140), (140, 140)]
+
+
+class TestPrefixes:
+    """Conversations that others begin with."""
+
+    talk = said("one", "first reply", "two and more", "second", "three", "the third reply", system="Be brief")
+
+    def test_they_have_the_means_they_have_alone(self, model: Any, tiny_tokenizer: Any, markers: Any) -> None:
+        """The exchanges of a dialogue, in any order and even twice, get what each gets when it is run by itself."""
+        exchanges = [self.talk[:5], self.talk[:3], self.talk, self.talk[:3], said("one", "first"), self.talk[:2]]
+        together = collect(model, tiny_tokenizer, markers, exchanges, LAYERS)
+        for index, talk in enumerate(exchanges):
+            alone = collect(model, tiny_tokenizer, markers, [talk], LAYERS)
+            np.testing.assert_allclose(together.means[index], alone.means[0], atol=1e-5)
+            assert together.tokens[index].tolist() == alone.tokens[0].tolist()
+            for role in (0, 1):
+                np.testing.assert_array_equal(together.ids(role)[index], alone.ids(role)[0])
+        np.testing.assert_array_equal(together.means[1], together.means[3])
+
+    def test_they_are_not_run_again(self, model: Any, tiny_tokenizer: Any, markers: Any) -> None:
+        """A dialogue passes through the model once, however many of its exchanges are wanted."""
+        seen: list[int] = []
+        handle = model.model.embed_tokens.register_forward_hook(lambda _module, args, _out: seen.append(len(args[0])))
+        collect(model, tiny_tokenizer, markers, [self.talk[:3], self.talk[:5], self.talk, said("other")], LAYERS)
+        handle.remove()
+        assert sum(seen) == 2
 
 
 class World:
@@ -283,6 +309,14 @@ class TestFaults:
             collect(model, tiny_tokenizer, markers, [TALKS[0], said("x" * 300)], LAYERS, places=["a:1", "b:2:messages"])
         assert caught.value.field == "b:2:messages"
 
+    def test_places_go_with_their_shard(self, model: Any, tiny_tokenizer: Any, markers: Any) -> None:
+        """The place of a fault is its own, wherever it stands among many conversations."""
+        talks = [said(f"number {n}", "yes") for n in range(140)]
+        talks[133] = said("x" * 300)
+        with pytest.raises(CorpusError, match="cut it") as caught:
+            collect(model, tiny_tokenizer, markers, talks, LAYERS, places=[f"a:{n}" for n in range(140)])
+        assert caught.value.field == "a:133"
+
     def test_no_tokens(self, model: Any) -> None:
         """A conversation without tokens is a CorpusError."""
         tokenizer = make_tokenizer(None, ("<|im_end|>",), eos="<|im_end|>")
@@ -292,9 +326,10 @@ class TestFaults:
 
     @pytest.mark.parametrize(("talk", "role"), [(said("hi", ""), "assistant"), (said("", "hi"), "user")])
     def test_an_empty_segment(self, model: Any, tiny_tokenizer: Any, markers: Any, talk: Talk, role: str) -> None:
-        """A message without tokens is refused: zeros would count as a mean."""
-        with pytest.raises(CorpusError, match=f"has no {role} tokens"):
-            collect(model, tiny_tokenizer, markers, [talk], LAYERS)
+        """A message without tokens is refused, by its place: zeros would count as a mean."""
+        with pytest.raises(CorpusError, match=f"has no {role} tokens") as caught:
+            collect(model, tiny_tokenizer, markers, [talk], LAYERS, places=["a:7:messages"])
+        assert caught.value.field == "a:7:messages"
 
     def test_rows_that_are_not_finite(self, tiny_tokenizer: Any, markers: Any, tmp_path: Path) -> None:
         """A model that overflows is a SetupError, and nothing of it stays in the cache."""

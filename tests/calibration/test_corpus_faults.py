@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_corpus import NAMES, changed, make_corpus, read, write_corpus
+from small_corpus import NAMES, Files, changed, make_corpus, optional_parts, read, write_corpus
 
-from monitor.calibration.corpus import EmotionText, read_lines
 from monitor.errors import CorpusError
+
+
+def whole_corpus() -> Files:
+    """A corpus with every file."""
+    return make_corpus() | optional_parts()
 
 
 def broken(name: str, number: int, raw: str) -> Callable[[Path], None]:
@@ -27,7 +30,7 @@ def broken(name: str, number: int, raw: str) -> Callable[[Path], None]:
 
 def edited(file: str, number: int, **fields: Any) -> Callable[[Path], None]:
     """Sets fields of one line; None takes a field out."""
-    return lambda folder: write_corpus(folder, changed(make_corpus(), file, number, **fields)) and None
+    return lambda folder: write_corpus(folder, changed(whole_corpus(), file, number, **fields)) and None
 
 
 def kept(name: str, keep: Callable[[dict[str, Any]], bool]) -> Callable[[Path], None]:
@@ -47,7 +50,7 @@ def first_of(name: str, field: str) -> Any:
 
 
 TEXTS, GRID, APPROVED, EMOTIONS = "texts.jsonl", "grid.jsonl", "approved.jsonl", "emotions.json"
-SERVICE = "service.jsonl"
+SERVICE, CONTRAST, HARD, INTENSITY = "service.jsonl", "contrast.jsonl", "hard.jsonl", "intensity.jsonl"
 BAD = {
     "not JSON": (broken(TEXTS, 3, "{oops"), f"{TEXTS}:3:(line)"),
     "not an object": (broken(GRID, 2, "[1]"), f"{GRID}:2:(line)"),
@@ -62,6 +65,11 @@ BAD = {
     "duplicate": (edited(TEXTS, 9, text=first_of(TEXTS, "text")), f"{TEXTS}:9:text"),
     "duplicate but for case": (edited(TEXTS, 9, text=first_of(TEXTS, "text").upper() + " "), f"{TEXTS}:9:text"),
     "duplicate user": (edited(GRID, 9, user=first_of(GRID, "user")), f"{GRID}:9:user"),
+    "user of the grid in a pair": (edited(CONTRAST, 2, user=first_of(GRID, "user") + " "), f"{CONTRAST}:2:user"),
+    "pair without its kind": (edited(CONTRAST, 3, twin_hard=None), f"{CONTRAST}:3:twin_hard"),
+    "crisis without a cold reply": (edited("crisis.jsonl", 1, cold=None), "crisis.jsonl:1:cold"),
+    "hard text of another kind": (edited(HARD, 2, kind="musing"), f"{HARD}:2:kind"),
+    "level below none": (edited(INTENSITY, 4, level=-1), f"{INTENSITY}:4:level"),
     "unknown role": (edited(APPROVED, 2, messages=said(("user", "a"), ("bot", "b"))), f"{APPROVED}:2:messages.1.role"),
     "no reply": (edited(APPROVED, 2, messages=said(("assistant", "a"), ("user", "b"))), f"{APPROVED}:2:(line)"),
     "no user": (edited(APPROVED, 2, messages=said(("system", "a"), ("assistant", "b"))), f"{APPROVED}:2:(line)"),
@@ -125,28 +133,3 @@ class TestBadCorpora:
         write_corpus(corpus_folder, files)
         with pytest.raises(CorpusError, match="one family alone"):
             read(corpus_folder)
-
-
-class TestReadLines:
-    """Lines and where they stand."""
-
-    def test_blank_lines_count_but_hold_nothing(self, tmp_path: Path) -> None:
-        """Blank lines are passed over, and later lines keep the numbers an editor shows."""
-        file = tmp_path / TEXTS
-        entries = [json.dumps(entry) for entry in make_corpus()[TEXTS][:2]]
-        file.write_text(f"\n{entries[0]}\r\n  \n{entries[1]}\n")
-        assert [text.place for text in read_lines(file, EmotionText)] == [f"{file}:2", f"{file}:4"]
-
-    def test_a_faulty_line_after_blank_ones_keeps_its_number(self, corpus_folder: Path) -> None:
-        """An unknown emotion after blank lines is reported at the line an editor shows."""
-        lines = (corpus_folder / TEXTS).read_text().replace('"joy"', '"hunger"', 1)
-        (corpus_folder / TEXTS).write_text("\n\n" + lines)
-        with pytest.raises(CorpusError) as caught:
-            read(corpus_folder)
-        assert caught.value.field == f"{corpus_folder / TEXTS}:3:emotion"
-
-    def test_a_byte_order_mark_is_no_part_of_the_first_line(self, corpus_folder: Path) -> None:
-        """Files that begin with a byte order mark are read."""
-        for name in (TEXTS, GRID, SERVICE, APPROVED):
-            (corpus_folder / name).write_bytes(b"\xef\xbb\xbf" + (corpus_folder / name).read_bytes())
-        assert len(read(corpus_folder).texts) == len(make_corpus()[TEXTS])

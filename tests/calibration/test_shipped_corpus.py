@@ -8,8 +8,7 @@ from itertools import combinations
 import pytest
 from small_corpus import NAMES, REPLIES
 
-from monitor.calibration.corpus import Corpus, read_corpus
-from monitor.calibration.corpus import FOLDS, SHIPPED, plain
+from monitor.calibration.corpus import FOLDS, SHIPPED, Corpus, plain, read_corpus
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 
-from small_corpus import Files, grid_item, make_corpus, make_model, read, words, write_corpus
+from small_corpus import Files, make_corpus, make_model, optional_parts, read, write_corpus
 
 from monitor.calibration.calibrate import calibrate
 from monitor.evaluation.evidence import Evidence
@@ -22,29 +21,6 @@ from monitor.evaluation.evidence import Evidence
 def one_thread() -> None:
     """Small matrices are slower on many threads."""
     torch.set_num_threads(1)
-
-
-def optional_parts() -> Files:
-    """The files a corpus may lack: contrast pairs, crises, hard texts and intensity series."""
-    rng = np.random.default_rng(1)
-    pairs = [grid_item(rng, f"domain {domain}", strength=1) for domain in range(6)]
-    left_out = ("neutral", "excess_lexical", "neutral_names_emotion")
-    return {
-        "contrast.jsonl": [
-            {**{name: value for name, value in pair.items() if name not in left_out}, "twin_hard": number % 2 == 0}
-            for number, pair in enumerate(pairs)
-        ],
-        "crisis.jsonl": [
-            {"domain": "crisis", **{part: words(rng) for part in ("user", "cold", "warranted", "excessive")}}
-            for _ in range(3)
-        ],
-        "hard.jsonl": [{"kind": kind, "emotion": "fear", "text": words(rng)} for kind in ("reasoning", "denying")],
-        "intensity.jsonl": [
-            {"series": series, "level": level, "phrasing": 0, "emotion": "fear", "text": words(rng, 1 + level)}
-            for series in ("hours_away", "dose")
-            for level in range(3)
-        ],
-    }
 
 
 @pytest.fixture(scope="session")

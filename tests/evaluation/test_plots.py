@@ -7,7 +7,6 @@ import pytest
 
 from monitor.calibration.corpus import GRID
 from monitor.evaluation import plots
-from monitor.evaluation.battery import twin_differences
 from monitor.evaluation.evidence import Evidence
 from monitor.evaluation.judge import judge
 
@@ -83,7 +82,7 @@ class TestFigures:
         """Laid off from the twin's mark a bar ends where the interval does; text-equivalent emotions are starred."""
         twin, *probes = plots.against_twin(full).figure.data
         mark = dict(zip(twin.y, twin.x, strict=True))
-        expected = dict(zip(full.names, twin_differences(full), strict=True))
+        expected = dict(zip(full.names, full.twin_differences, strict=True))
         told = [
             (label, probe.x[row], probe.error_x.arrayminus[row], probe.error_x.array[row])
             for probe in probes
