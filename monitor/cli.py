@@ -385,9 +385,12 @@ def _show_battery(card: BankCard) -> None:
         verdict, style = {True: ("pass", "green"), False: ("MISS", "bold red"), None: ("--  ", "dim")}[row.passed]
         figure = "" if row.value is None else f": {row.value:.3f}"
         interval = "" if row.low is None or row.low == row.high else f" ({row.low:.3f} to {row.high:.3f})"
-        console.print(Text.assemble((verdict, style), f" {row.number:<4}{row.name}{figure}{interval}; bar {row.bar}"))
+        console.print(
+            Text.assemble((verdict, style), f" {row.number:<4}{row.name}{figure}{interval}; bar {row.bar}"),
+            soft_wrap=True,
+        )
         if row.note:
-            console.print(Text(f"         {row.note}", style="dim"))
+            console.print(Text(f"         {row.note}", style="dim"), soft_wrap=True)
     console.print(f"text-equivalent emotions: {', '.join(card.text_equivalent) or 'none'}")
 
 

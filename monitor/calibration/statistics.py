@@ -97,16 +97,30 @@ def macro_auroc_draws(scores: Floats, truth: Mask, weights: Floats) -> Floats:
 
 
 def share_figure(hits: Mask, clusters: NDArray[np.generic]) -> Figure:
-    """Share of samples that are hit, with its interval over clusters."""
+    """Share of samples that are hit, with its interval over clusters.
+
+    Where none is hit, no resample has one either: the upper end is then that of Clopper & Pearson (1934) over clusters.
+    """
     if not len(hits):
         return Figure(*[float("nan")] * 3)
+    if not hits.any():
+        return Figure(0.0, 0.0, float(1 - 0.025 ** (1 / len(np.unique(clusters)))))
     weights = cluster_weights(clusters)
     return figure_of(weights @ hits / np.maximum(weights.sum(axis=1), 1e-12))
 
 
-def calibration_error(probability: Floats, truth: Mask) -> float:
-    """Mean distance of predicted and observed frequency over ten bins, weighted by their size (Guo et al. 2017)."""
-    return float(sum(abs(bin_.predicted - bin_.observed) * bin_.share for bin_ in reliability(probability, truth)))
+def calibration_errors(probability: Floats, truth: Mask, weights: Floats) -> Floats:
+    """Mean distance of predicted and observed frequency over ten bins, weighted by their size (Guo et al. 2017), [B].
+
+    Args:
+        probability: [N].
+        truth: [N].
+        weights: [B, N].
+    """
+    member = np.minimum((probability * _BINS).astype(int), _BINS - 1)[:, None] == np.arange(_BINS)
+    gaps = weights @ (member * (probability - truth)[:, None])
+    errors: Floats = np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
+    return errors
 
 
 class Bin(NamedTuple):

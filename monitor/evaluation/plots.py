@@ -250,7 +250,7 @@ def intensity(evidence: Evidence) -> Plot:
         levels, emotion = sorted({text.level for _, text in here}), here[0][1].emotion
         own = scores[:, evidence.names.index(emotion)]
         means = [np.mean([own[number] for number, text in here if text.level == level]) for level in levels]
-        name = f"{series.replace('_', ' ')} ({emotion}), {rho:.2f}"
+        name = f"{series.replace('_', ' ')} ({emotion}), {rho[0]:.2f}"
         figure.add_scatter(x=levels, y=means, name=name, marker={"color": colour})
     caption = (
         "In each series a quantity alone rises with the level, and its line should rise with it (Spearman correlation "

@@ -13,7 +13,7 @@ from monitor.calibration.statistics import (
     DRAWS,
     auroc,
     auroc_figure,
-    calibration_error,
+    calibration_errors,
     cluster_weights,
     figure_of,
     macro_auroc_draws,
@@ -167,11 +167,11 @@ class TestReliability:
         """Probabilities that are the observed frequencies have calibration error 0."""
         probability = np.repeat([0.05, 0.25, 0.75], 100)
         truth = np.concatenate([np.arange(100) < round(100 * p) for p in (0.05, 0.25, 0.75)])
-        assert calibration_error(probability, truth) == pytest.approx(0, abs=1e-12)
+        assert calibration_errors(probability, truth, np.ones((1, len(truth))))[0] == pytest.approx(0, abs=1e-12)
 
     def test_overconfidence_is_an_error(self) -> None:
         """Probabilities of 0.95 that come true half of the time are off by 0.45."""
-        assert calibration_error(np.full(40, 0.95), np.arange(40) % 2 == 0) == pytest.approx(0.45)
+        assert calibration_errors(np.full(40, 0.95), np.arange(40) % 2 == 0, np.ones((1, 40)))[0] == pytest.approx(0.45)
 
     @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
     def test_shares_add_up(self, drawn: list[tuple[float, bool]]) -> None:
@@ -180,4 +180,4 @@ class TestReliability:
         bins = reliability(probability, truth)
         assert sum(bin_.share for bin_ in bins) == pytest.approx(1)
         assert sum(bin_.observed * bin_.share for bin_ in bins) == pytest.approx(truth.mean())
-        assert 0 <= calibration_error(probability, truth) <= 1
+        assert 0 <= calibration_errors(probability, truth, np.ones((1, len(truth))))[0] <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -406,6 +407,36 @@ def captured(
     finally:
         tap.close()
         client.close()
+
+
+class TestNetwork:
+    """Scored text stays on the machine."""
+
+    def test_is_never_touched(self, score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Conversations, texts and bad lines are scored with every way to a network closed."""
+
+        def refuse(*args: Any, **_: Any) -> None:
+            tried.append(args)
+            raise OSError("the network is closed")
+
+        tried: list[tuple[Any, ...]] = []
+        for name in ("connect", "connect_ex", "sendto", "sendmsg", "bind"):
+            monkeypatch.setattr(socket.socket, name, refuse)
+        for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+            monkeypatch.setattr(socket, name, refuse)
+        scored = score(talk("a"), {"id": "b", "text": "Where is the parcel?"}, {"id": "c", "text": ""})
+        assert [sorted(line) for line in scored.lines] == [
+            ["assessment", "id", "turns"],
+            ["id", "turns"],
+            ["error", "id"],
+        ]
+        assert tried == []
+        # What is closed is closed: a program that tried would have been seen.
+        with pytest.raises(OSError, match="closed"), socket.socket() as opened:
+            opened.connect(("127.0.0.1", 9))
+        with pytest.raises(OSError, match="closed"):
+            socket.getaddrinfo("localhost", 80)
+        assert len(tried) == 2
 
 
 class TestSetup:
