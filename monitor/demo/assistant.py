@@ -97,7 +97,9 @@ def ensure_assistant(progress: Progress | None = None) -> Path:
 
 
 def load_assistant(folder: Path) -> tuple[Any, Any]:
-    """Loads a model folder: (model, tokenizer), float32, ready to generate.
+    """Loads a model folder: (model, tokenizer), ready to generate, in the precision its weights are stored in.
+
+    On a machine with GPUs the model is spread over them; a bank belongs to weights as they are served.
 
     Raises:
         SetupError: The folder holds no model that transformers can load, or transformers is missing.
@@ -111,7 +113,12 @@ def load_assistant(folder: Path) -> tuple[Any, Any]:
         raise SetupError(str(folder), "holds no model (no config.json); name a folder that save_pretrained wrote")
     with _quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto",
+                device_map="auto" if torch.cuda.is_available() else None,
+                local_files_only=True,
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             fix = "delete it and it is fetched anew" if folder == assistant_folder() else "name another folder"
