@@ -188,7 +188,9 @@ def calibrate(
     """Make a bank and its report: corpus -> activations -> probes -> calibration -> reference -> battery."""
     _need("sklearn", "calibrate")
     _need("plotly", "calibrate")
-    _check_writable(next(place for place in (out, *out.absolute().parents) if place.exists()), "--out")
+    _check_folder(out, "--out")
+    if cache is not None:
+        _check_folder(cache, "--cache")
     from monitor.calibration.calibrate import calibrate as make_bank
     from monitor.calibration.corpus import SHIPPED, read_corpus
     from monitor.calibration.dialogues import read_dialogues
@@ -201,6 +203,7 @@ def calibrate(
 
     if estimator not in ESTIMATORS:
         raise SetupError("--estimator", f"{estimator!r} is none of {sorted(ESTIMATORS)}")
+    wanted = _numbers(layers, "--layers")
     folder = corpus or SHIPPED
     read = read_corpus(folder, approved or folder / "approved.jsonl")
     emotions = [emotion.name for emotion in read.emotions]
@@ -215,7 +218,7 @@ def calibrate(
             read,
             cache or cache_folder() / "activations",
             estimator=estimator,
-            layers=_numbers(layers, "--layers"),
+            layers=wanted,
             further=len(outside) + sum(len(talk.exchanges()) for talk in dialogues),
             progress=told,
         )
@@ -248,8 +251,10 @@ def reference(
         raise SetupError("--approved", "give either approved conversations or, by --baseline, a sidecar's turns")
     if (approved is None) != (model is None):
         raise SetupError("--model", "goes with --approved: the conversations run through it; --baseline needs none")
-    _check_writable(next(place for place in (out, *out.absolute().parents) if place.exists()), "--out")
-    from monitor.calibration.refit import approved_turns, baseline_turns, refit
+    _check_folder(out, "--out")
+    if cache is not None:
+        _check_folder(cache, "--cache")
+    from monitor.calibration.refit import approved_turns, baseline_turns, check_approved, refit
     from monitor.probes.bank import load_bank
 
     loaded = load_bank(bank)
@@ -257,6 +262,7 @@ def reference(
         gathered = baseline_turns(loaded, baseline)
     elif approved is not None and model is not None:
         _need("transformers", "demo")
+        check_approved(approved)
         with _bar("conversations") as told:
             gathered = approved_turns(loaded, *_load(model), approved, cache, told)
     fitted = refit(loaded, gathered)
@@ -340,9 +346,9 @@ def corpus_write(
 
     if bool(model) == bool(endpoint):
         raise SetupError("--model", "name a model or an --endpoint, one of the two")
-    writer: Writer = EndpointWriter(endpoint, endpoint_model) if endpoint else LocalWriter(*_load(model))
     names = [emotion.name for emotion in read_emotions(emotions or SHIPPED / "emotions171.json")]
     listed = read_topics(topics or SHIPPED / "topics.json")
+    writer: Writer = EndpointWriter(endpoint, endpoint_model) if endpoint else LocalWriter(*_load(model))
     with _bar("texts") as told:
         found = write_texts(writer, [*names, NEUTRAL], listed, register or ["story"], per_pair, out, told)
     print(
@@ -462,6 +468,11 @@ def _check_writable(folder: Path, flag: str) -> None:
     """Refuses, before the work, a place its result could not be put in."""
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise SetupError(flag, f"{folder} is no folder that can be written to; make it or name another place")
+
+
+def _check_folder(folder: Path, flag: str) -> None:
+    """Refuses, before the work, a folder that neither is there to be written to nor can be made."""
+    _check_writable(next(place for place in (folder, *folder.absolute().parents) if place.exists()), flag)
 
 
 def _load(model: str) -> tuple[Any, Any]:

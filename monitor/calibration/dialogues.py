@@ -20,8 +20,13 @@ def read_dialogues(path: Path) -> list[Dialogue]:
     Raises:
         CorpusError: A file or dialogue cannot be used; names file, dialogue and field.
     """
-    if path.suffix == ".jsonl":
-        return read_lines(path, Dialogue)
+    dialogues = read_lines(path, Dialogue) if path.suffix == ".jsonl" else _from_files(path)
+    if not dialogues:
+        raise CorpusError(str(path), "holds no dialogues; write at least one, or name another file")
+    return dialogues
+
+
+def _from_files(path: Path) -> list[Dialogue]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise CorpusError(str(path), "holds no .json file; name a folder or file of dialogues")
@@ -32,9 +37,11 @@ def _schema_guided(path: Path) -> list[Dialogue]:
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
-        raise CorpusError(str(path), f"{error.strerror}") from None
+        raise CorpusError(str(path), f"{error.strerror}; name one that can be read") from None
     except ValueError as error:
-        raise CorpusError(str(path), f"is not JSON: {error}") from None
+        raise CorpusError(
+            str(path), f"is not JSON: {error}; correct it, or end the name of JSON Lines in .jsonl"
+        ) from None
     if not isinstance(document, list):
         raise CorpusError(str(path), "must be a list of dialogues, as Schema-Guided Dialogue has them")
     return [_dialogue(f"{path}:dialogue {number}", entry) for number, entry in enumerate(document, 1)]

@@ -209,7 +209,7 @@ def read_emotions(path: Path) -> list[EmotionCard]:
     try:
         entries = json.loads(path.read_bytes())
     except OSError as error:
-        raise CorpusError(str(path), f"{error.strerror}") from None
+        raise CorpusError(str(path), f"{error.strerror}; name one that can be read") from None
     except ValueError as error:
         raise CorpusError(str(path), f"is not JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
@@ -237,7 +237,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
-        raise CorpusError(str(path), f"{error.strerror}") from None
+        raise CorpusError(str(path), f"{error.strerror}; name one that can be read") from None
     for number, line in enumerate(raw.splitlines(), 1):
         if line.strip():
             yield number, line
@@ -254,4 +254,5 @@ def _parse(path: Path, number: int, raw: bytes, kind: type[LineType]) -> LineTyp
 def _line_error(place: str, error: ValidationError) -> CorpusError:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"])) or "(line)"
-    return CorpusError(f"{place}:{field}", first["msg"].removeprefix("Value error, "))
+    message = first["msg"].removeprefix("Value error, ")
+    return CorpusError(f"{place}:{field}", message if ";" in message else f"{message}; correct or remove it")

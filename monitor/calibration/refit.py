@@ -76,10 +76,7 @@ def approved_turns(
     """
     check_shape(bank, model)
     check_identity(bank, model, tokenizer, "name its own model, or calibrate a bank for this one")
-    lines = read_lines(path, Approved)
-    if not lines:
-        raise CorpusError(str(path), "holds no conversations; write at least one, of the bank's model")
-    stance = np.array([_stance_of(line) for line in lines])
+    lines, stance = _read_approved(path)
     found = collect(
         model, tokenizer, bank.markers, [line.conversation for line in lines], bank.card.layers,
         places=[f"{line.place}:messages" for line in lines],
@@ -90,6 +87,15 @@ def approved_turns(
     user, assistant = (_mean_scores(scorer, found, role) for role in (0, 1))
     turns = ReferenceTurns(user, assistant, found.tokens[:, 1], stance, group=stance)
     return Gathered(turns, f"{len(lines)} turns the operator approved", path)
+
+
+def check_approved(path: Path) -> None:
+    """Refuses approved conversations that no reference can be fitted to, before a model is loaded.
+
+    Raises:
+        CorpusError: The file or a line of it cannot be used, or there are too few turns for any stance.
+    """
+    _enough(_read_approved(path)[1], path)
 
 
 def baseline_turns(bank: Bank, path: Path) -> Gathered:
@@ -107,6 +113,27 @@ def baseline_turns(bank: Bank, path: Path) -> Gathered:
     )
     turns = ReferenceTurns(user, assistant, np.array([line.tokens for line in lines]), stance, group=stance)
     return Gathered(turns, f"{len(lines)} turns of a sidecar's traffic that raised no alert", path)
+
+
+def _read_approved(path: Path) -> tuple[list[Approved], NDArray[np.int64]]:
+    """Approved conversations and the last stance that allows each."""
+    lines = read_lines(path, Approved)
+    if not lines:
+        raise CorpusError(str(path), "holds no conversations; write at least one, of the bank's model")
+    return lines, np.array([_stance_of(line) for line in lines])
+
+
+def _enough(stance: NDArray[np.int64], place: Path) -> int:
+    """How many stances have turns enough for a reference of their own."""
+    # A turn that a stance allows is allowed by all before it, so that those with too few are the last ones.
+    enough = sum(count >= LEAST_TURNS for count in stance_turns(stance).values())
+    if not enough:
+        raise CorpusError(
+            str(place),
+            f"holds {len(stance)} turns where a stance needs {LEAST_TURNS}; "
+            "add approved conversations, or let the sidecar collect more",
+        )
+    return enough
 
 
 def _stance_of(line: Approved) -> int:
@@ -165,15 +192,7 @@ def refit(bank: Bank, gathered: Gathered) -> Bank:
         CorpusError: There are too few turns for any stance.
     """
     turns = gathered.turns
-    counts = stance_turns(turns.stance)
-    # A turn that a stance allows is allowed by all before it, so that those with too few are the last ones.
-    enough = sum(count >= LEAST_TURNS for count in counts.values())
-    if not enough:
-        raise CorpusError(
-            str(gathered.place),
-            f"holds {len(turns.tokens)} turns where a stance needs {LEAST_TURNS}; "
-            "add approved conversations, or let the sidecar collect more",
-        )
+    enough = _enough(turns.stance, gathered.place)
     reference = fit_reference(turns, bank.columns)
     if enough < len(STANCES):
         reference = _kept(bank, reference, enough)

@@ -56,6 +56,8 @@ def read_rows(path: Path) -> Iterator[Row]:
         return _json_rows(path)
     if path.suffix in {".csv", ".tsv"}:
         return _cell_rows(path)
+    if not path.exists():
+        raise CorpusError(str(path), "cannot be read (No such file or directory); name a file that can")
     raise CorpusError(str(path), "is of no kind that is read; give a .jsonl, .csv or .tsv file or a dataset's folder")
 
 

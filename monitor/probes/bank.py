@@ -277,10 +277,17 @@ class Bank:
         return digest.hexdigest()[:12]
 
     def save(self, folder: Path) -> None:
-        """Writes the two files; an existing bank in ``folder`` is replaced."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bank.safetensors").write_bytes(_serialised(self.tensors))
-        (folder / "bank.json").write_text(self.card.model_dump_json(indent=1) + "\n")
+        """Writes the two files; an existing bank in ``folder`` is replaced.
+
+        Raises:
+            BankError: They cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "bank.safetensors").write_bytes(_serialised(self.tensors))
+            (folder / "bank.json").write_text(self.card.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            raise BankError(str(folder), f"cannot be written ({error.strerror}); name another folder") from None
 
     def _check(self) -> None:
         card, tensors, columns = self.card, self.tensors, self.columns
