@@ -38,7 +38,7 @@ def _schema_guided(path: Path) -> list[Dialogue]:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise CorpusError(str(path), f"{error.strerror}; name one that can be read") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorpusError(
             str(path), f"is not JSON: {error}; correct it, or end the name of JSON Lines in .jsonl"
         ) from None

@@ -210,8 +210,8 @@ def read_emotions(path: Path) -> list[EmotionCard]:
         entries = json.loads(path.read_bytes())
     except OSError as error:
         raise CorpusError(str(path), f"{error.strerror}; name one that can be read") from None
-    except ValueError as error:
-        raise CorpusError(str(path), f"is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(str(path), f"is not JSON: {error}; correct it or name another file") from None
     if not isinstance(entries, list) or not entries:
         raise CorpusError(str(path), "must be a list of emotions, at least one")
     emotions: list[EmotionCard] = []

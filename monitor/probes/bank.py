@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -358,8 +359,9 @@ def bank_folder(name: str) -> Path:
         BankError: There is neither.
     """
     for folder in (Path(name), SHIPPED / name):
-        if (folder / "bank.json").is_file():
-            return folder
+        with suppress(OSError):  # a name no file can have
+            if (folder / "bank.json").is_file():
+                return folder
     shipped = sorted(path.parent.name for path in SHIPPED.glob("*/bank.json"))
     raise BankError("--bank", f"{name!r} is neither a folder with bank.json nor a shipped bank {shipped}")
 

@@ -118,6 +118,14 @@ class TestFaults:
             read_dialogues(tmp_path / name)
         assert caught.value.field == str(tmp_path / name)
 
+    @pytest.mark.parametrize(("name", "raw"), [("none.json", "[]"), ("none.jsonl", "\n")])
+    def test_a_file_without_dialogues_is_named(self, tmp_path: Path, name: str, raw: str) -> None:
+        """A file that holds no dialogue is refused, for it would pass as a test on nothing."""
+        (tmp_path / name).write_text(raw)
+        with pytest.raises(CorpusError, match="holds no dialogues") as caught:
+            read_dialogues(tmp_path / name)
+        assert caught.value.field == str(tmp_path / name)
+
     def test_a_folder_without_files_is_named(self, tmp_path: Path) -> None:
         """A folder that holds no JSON file is refused, for it would pass as a test on nothing."""
         with pytest.raises(CorpusError, match=r"holds no \.json file") as caught:
