@@ -264,6 +264,19 @@ class TestHoldingOut:
         # Calibrated on what was held out, probabilities stay near the base rate where there is nothing to know.
         assert probabilities["held out"] < 0.3 < probabilities["leaking"]
 
+    def test_probabilities_are_calibrated_on_other_folds(self, whole: Calibration) -> None:
+        """Slope and intercept behind a fold's probabilities fit the others: they predict as many as these hold."""
+        texts = whole.tables.texts
+        for position in (0, 1):
+            scores = whole.scores.texts[position][:, whole.bank.columns.emotion]
+            logits = np.log(whole.probabilities[position] / (1 - whole.probabilities[position]))
+            for fold in np.unique(texts.fold):
+                held = texts.fold == fold
+                for emotion in range(scores.shape[1]):
+                    slope, intercept = np.polyfit(scores[held, emotion], logits[held, emotion], 1)
+                    others = 1 / (1 + np.exp(-(slope * scores[~held, emotion] + intercept)))
+                    assert others.mean() == pytest.approx((texts.emotion[~held] == emotion).mean(), abs=1e-3)
+
     @pytest.mark.parametrize("label", ["domain 0", "elsewhere", None])
     def test_approved_turns_go_with_the_grids_users(
         self, model: Any, tiny_tokenizer: Any, corpus_folder: Path, tmp_path: Path, label: str | None

@@ -7,8 +7,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_corpus import OWN_USER, REPLIES, make_corpus, optional_parts, read, write_corpus
+from small_corpus import OWN_USER, REPLIES, grid_item, make_corpus, optional_parts, read, write_corpus
 
 from monitor.calibration.corpus import (
     APPROVED,
@@ -101,19 +102,22 @@ class TestTurns:
         assert [turn.fold for turn in of(corpus, APPROVED)] == [*folds, UNGRADED, folds[1]]
         assert {turn.grade for turn in of(corpus, APPROVED)} == {UNGRADED}
 
-    def test_crossed_turns_put_one_reply_to_calm_and_upset_users(self, whole: Corpus) -> None:
+    def test_crossed_turns_put_one_reply_to_calm_and_upset_users(self, tmp_path: Path) -> None:
         """Each plain reply goes to its own user and to two of the most upset ones of its domain; none is fitted on."""
-        plain_items = [item for item in whole.grid if item.strength == 0]
-        asked = {item.user: item for item in whole.grid}
+        rng, files = np.random.default_rng(2), make_corpus()
+        files["grid.jsonl"] += [grid_item(rng, f"domain {number % 6}", strength=3) for number in range(12)]
+        corpus = read(write_corpus(tmp_path / "corpus", files))
+        calm = [item for item in corpus.grid if item.strength == 0]
+        asked = {item.user: item for item in corpus.grid}
         groups: dict[str, list[Turn]] = {}
-        for turn in of(whole, CROSSED):
+        for turn in of(corpus, CROSSED):
             groups.setdefault(turn.place, []).append(turn)
-        assert list(groups) == [item.place for item in plain_items]
-        for item, turns in zip(plain_items, groups.values(), strict=True):
+        assert list(groups) == [item.place for item in calm]
+        for item, turns in zip(calm, groups.values(), strict=True):
             assert {turn.messages[1]["content"] for turn in turns} == {item.neutral}
             users = [asked[turn.messages[0]["content"]] for turn in turns]
             assert users[0] == item
-            assert len(users) > 1
+            assert len({user.user for user in users}) == 3
             assert {(user.domain, user.strength) for user in users[1:]} == {(item.domain, 3)}
             assert [turn.strength for turn in turns] == [user.strength for user in users]
             assert {(turn.grade, turn.first) for turn in turns} == {(UNGRADED, False)}
