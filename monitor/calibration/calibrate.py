@@ -25,7 +25,7 @@ from monitor.calibration.tables import Runner, Tables, make_tables
 from monitor.capture.identity import template_hash, tokenizer_hash, weights_fingerprint
 from monitor.capture.transformers import decoder_blocks
 from monitor.errors import SetupError
-from monitor.probes.bank import Bank, Columns, Tensors, seal
+from monitor.probes.bank import Bank, Columns, Tensors, seal, tensors_of
 from monitor.probes.fit import ESTIMATORS, Estimator
 from monitor.probes.markers import Marker, find_markers
 
@@ -194,17 +194,16 @@ def _standardised(scores: Floats, reference: Reference) -> Floats:
 
 
 def _tensors(found: CrossFit, at: tuple[int, ...], tables: Tables, platt: Floats, reference: Reference) -> Tensors:
-    arrays = {
-        "directions": found.probes.directions[list(at)],
-        "centres": found.probes.centres[list(at)],
-        "scales": found.probes.scales[list(at)],
-        "twin_tokens": tables.vocabulary,
-        "twin_weights": found.twin,
-        "platt": platt,
-        **reference._asdict(),
-    }
-    return Tensors(
-        **{name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in arrays.items()}
+    return tensors_of(
+        {
+            "directions": found.probes.directions[list(at)],
+            "centres": found.probes.centres[list(at)],
+            "scales": found.probes.scales[list(at)],
+            "twin_tokens": tables.vocabulary,
+            "twin_weights": found.twin,
+            "platt": platt,
+            **reference._asdict(),
+        }
     )
 
 

@@ -95,7 +95,10 @@ def cross_fit(tables: Tables, family_of: NDArray[np.int64], estimator: Estimator
     texts, turns = tables.texts, tables.turns
     everything = _Part(np.ones(len(texts.emotion), bool), turns.fitted)
     rests = [_Part(texts.fold != fold, turns.fitted & (turns.fold != fold)) for fold in range(FOLDS)]
-    layers = [_cross_fit_layer(tables, family_of, columns, estimator, layer) for layer in range(turns.rows.shape[2])]
+    layers = [
+        _cross_fit_layer(tables, family_of, columns, estimator, (everything, rests), layer)
+        for layer in range(turns.rows.shape[2])
+    ]
 
     twin = _fit_twin(tables, family_of, columns, everything)
     twin_texts = texts.shares @ twin
@@ -113,7 +116,12 @@ def cross_fit(tables: Tables, family_of: NDArray[np.int64], estimator: Estimator
 
 
 def _cross_fit_layer(
-    tables: Tables, family_of: NDArray[np.int64], columns: Columns, estimator: Estimator, layer: int
+    tables: Tables,
+    family_of: NDArray[np.int64],
+    columns: Columns,
+    estimator: Estimator,
+    parts: tuple[_Part, list[_Part]],
+    layer: int,
 ) -> tuple[Probes, Floats, Floats]:
     """Final probes of one layer, and held-out scores of texts [2, N, P] and turns [R, 2, P]."""
     texts, turns = tables.texts, tables.turns
@@ -135,7 +143,8 @@ def _cross_fit_layer(
         expected = _expected_direction(turn_rows, turns, part, affect)
         return np.concatenate([emotions, families, user[None], affect[None], expected[None]])
 
-    final = fit(_Part(np.ones(len(texts.emotion), bool), turns.fitted))
+    everything, rests = parts
+    final = fit(everything)
     scales = (reference @ final.T).std(axis=0)
 
     def score(rows: Floats, directions: Floats) -> Floats:
@@ -144,8 +153,8 @@ def _cross_fit_layer(
         return scores
 
     held_texts, held_turns = score(text_rows, final), score(turn_rows, final)
-    for fold in range(FOLDS):
-        directions = fit(_Part(texts.fold != fold, turns.fitted & (turns.fold != fold)))
+    for fold, rest in enumerate(rests):
+        directions = fit(rest)
         held, here = texts.fold == fold, turns.fold == fold
         held_texts[:, held] = score(text_rows[:, held], directions)
         held_turns[here] = score(turn_rows[here], directions)

@@ -25,7 +25,7 @@ from monitor.calibration.identity import check_identity, check_shape
 from monitor.calibration.lines import Approved, read_lines
 from monitor.calibration.reference import Reference, ReferenceTurns, fit_reference, stance_turns
 from monitor.errors import CorpusError
-from monitor.probes.bank import Bank, Columns, RowCard, Stance, Tensors, seal
+from monitor.probes.bank import Bank, Columns, RowCard, Stance, seal, tensors_of
 from monitor.probes.score import Scorer
 
 Floats = NDArray[np.float64]
@@ -201,17 +201,12 @@ def refit(bank: Bank, gathered: Gathered) -> Bank:
     card["reference"] = {"source": _words(gathered.source, STANCES[enough:], bank), "turns": _held(reference)}
     card["corpus_sha256"] = {**bank.card.corpus_sha256, "reference": sha256_of(gathered.place)}
     card["battery"] = [row.model_dump() for row in bank.card.battery if not _by_reference(row)]
-    return seal(card, Tensors(**{name: _single(array) for name, array in tensors.items()}))
+    return seal(card, tensors_of(tensors))
 
 
 def certified_rates(bank: Bank) -> dict[Stance, float]:
     """The finest false-alarm rate each stance's reference certifies."""
     return {stance: finest_rate(stance, turns) for stance, turns in bank.card.reference.turns.items()}
-
-
-def _single(array: NDArray[Any]) -> NDArray[Any]:
-    """Numbers as banks hold them; whole numbers stay."""
-    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _kept(bank: Bank, own: Reference, row: int) -> Reference:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.probes.twin import token_rarity
+
 Floats = NDArray[np.float64]
 
 _PENALTY = 10.0
@@ -27,8 +29,7 @@ class EmotionTwin:
     def __init__(self, shares: Any, truth: NDArray[np.bool_]) -> None:
         from sklearn.linear_model import Ridge
 
-        holding = np.asarray((shares > 0).sum(axis=0)).ravel()
-        self._rarity = np.where(holding > 0, np.log(shares.shape[0] / np.maximum(holding, 1)), 0.0)
+        self._rarity = token_rarity(shares)
         self._ridge = Ridge(alpha=_PENALTY).fit(self._unit(shares), truth.astype(np.float64))
 
     def score(self, shares: Any) -> Floats:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,6 +244,14 @@ class Tensors:
     warranted: Floats
     spread: Floats
     residuals: Floats
+
+
+def tensors_of(arrays: dict[str, NDArray[Any]]) -> Tensors:
+    """Arrays in the precision banks hold: single; whole numbers stay."""
+    stored: dict[str, Any] = {
+        name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in arrays.items()
+    }
+    return Tensors(**stored)
 
 
 class Bank:

@@ -35,6 +35,16 @@ def token_shares(texts: Sequence[Ids], tokens: Ids) -> Any:
     return csr_matrix((share, (owner[known], place)), shape=(len(texts), len(tokens)))
 
 
+def token_rarity(shares: Any) -> NDArray[np.float64]:
+    """Inverse document frequency of every token, 0 where no text holds it, [tokens].
+
+    Args:
+        shares: Tokens of each text, as ``token_shares`` gives them, [texts, tokens].
+    """
+    holding = np.asarray((shares > 0).sum(axis=0)).ravel()
+    return np.where(holding > 0, np.log(shares.shape[0] / np.maximum(holding, 1)), 0.0)
+
+
 def token_weights(shares: Any, positive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weight of every token for telling one group of texts from the others, [tokens].
 
@@ -48,8 +58,7 @@ def token_weights(shares: Any, positive: NDArray[np.bool_]) -> NDArray[np.float6
     from scipy.sparse import diags
     from sklearn.linear_model import LogisticRegression
 
-    holding = np.asarray((shares > 0).sum(axis=0)).ravel()
-    rarity = np.where(holding > 0, np.log(shares.shape[0] / np.maximum(holding, 1)), 0.0)
+    rarity = token_rarity(shares)
     model = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(shares @ diags(rarity), positive)
     weights: NDArray[np.float64] = model.coef_[0] * rarity
     return weights
