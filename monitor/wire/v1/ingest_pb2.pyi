@@ -56,7 +56,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("bank_id", "model_name", "layers", "hidden_size", "max_frame_bytes", "initial_credit_bytes", "weights_fingerprint")
+    __slots__ = ("bank_id", "model_name", "layers", "hidden_size", "max_frame_bytes", "initial_credit_bytes", "weights_fingerprint", "sampling_rate", "shared_memory_bytes", "projection")
     BANK_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,9 @@ class DescribeResponse(_message.Message):
     MAX_FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     INITIAL_CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_RATE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
     bank_id: str
     model_name: str
     layers: _containers.RepeatedScalarFieldContainer[int]
@@ -71,7 +74,20 @@ class DescribeResponse(_message.Message):
     max_frame_bytes: int
     initial_credit_bytes: int
     weights_fingerprint: str
-    def __init__(self, bank_id: _Optional[str] = ..., model_name: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., max_frame_bytes: _Optional[int] = ..., initial_credit_bytes: _Optional[int] = ..., weights_fingerprint: _Optional[str] = ...) -> None: ...
+    sampling_rate: float
+    shared_memory_bytes: int
+    projection: Projection
+    def __init__(self, bank_id: _Optional[str] = ..., model_name: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., max_frame_bytes: _Optional[int] = ..., initial_credit_bytes: _Optional[int] = ..., weights_fingerprint: _Optional[str] = ..., sampling_rate: _Optional[float] = ..., shared_memory_bytes: _Optional[int] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ...) -> None: ...
+
+class Projection(_message.Message):
+    __slots__ = ("probes", "weights", "bias")
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    probes: str
+    weights: Tensor
+    bias: Tensor
+    def __init__(self, probes: _Optional[str] = ..., weights: _Optional[_Union[Tensor, _Mapping]] = ..., bias: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class StreamActivationsRequest(_message.Message):
     __slots__ = ("sequence", "sent_unix_ns", "hello", "spans", "events", "rows")
@@ -90,7 +106,7 @@ class StreamActivationsRequest(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., sent_unix_ns: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("model_name", "model_revision", "weights_fingerprint", "tokenizer_hash", "template_hash", "engine_id", "data_parallel_rank", "layers", "hidden_size", "answer_every")
+    __slots__ = ("model_name", "model_revision", "weights_fingerprint", "tokenizer_hash", "template_hash", "engine_id", "data_parallel_rank", "layers", "hidden_size", "answer_every", "wants_shared_memory", "projection")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +117,8 @@ class Hello(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     ANSWER_EVERY_FIELD_NUMBER: _ClassVar[int]
+    WANTS_SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_revision: str
     weights_fingerprint: str
@@ -111,7 +129,9 @@ class Hello(_message.Message):
     layers: _containers.RepeatedScalarFieldContainer[int]
     hidden_size: int
     answer_every: int
-    def __init__(self, model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., weights_fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., engine_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., answer_every: _Optional[int] = ...) -> None: ...
+    wants_shared_memory: bool
+    projection: str
+    def __init__(self, model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., weights_fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., engine_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., answer_every: _Optional[int] = ..., wants_shared_memory: bool = ..., projection: _Optional[str] = ...) -> None: ...
 
 class Spans(_message.Message):
     __slots__ = ("request_ids", "starts", "counts", "token_ids")
@@ -126,14 +146,38 @@ class Spans(_message.Message):
     def __init__(self, request_ids: _Optional[_Iterable[str]] = ..., starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("dtype", "shape", "data")
+    __slots__ = ("dtype", "shape", "data", "shared")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     dtype: Dtype
     shape: _containers.RepeatedScalarFieldContainer[int]
     data: bytes
-    def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    shared: SharedData
+    def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., shared: _Optional[_Union[SharedData, _Mapping]] = ...) -> None: ...
+
+class SharedData(_message.Message):
+    __slots__ = ("generation", "offset", "length")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    offset: int
+    length: int
+    def __init__(self, generation: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("socket", "token", "generation", "size_bytes")
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    socket: str
+    token: bytes
+    generation: int
+    size_bytes: int
+    def __init__(self, socket: _Optional[str] = ..., token: _Optional[bytes] = ..., generation: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("request_id", "start", "end", "gap")
@@ -185,16 +229,18 @@ class Gap(_message.Message):
     def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., reason: _Optional[_Union[GapReason, str]] = ...) -> None: ...
 
 class StreamActivationsResponse(_message.Message):
-    __slots__ = ("through_sequence", "credit_bytes", "assessments", "faults")
+    __slots__ = ("through_sequence", "credit_bytes", "assessments", "faults", "shared_memory")
     THROUGH_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ASSESSMENTS_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     through_sequence: int
     credit_bytes: int
     assessments: _containers.RepeatedCompositeFieldContainer[Assessment]
     faults: _containers.RepeatedCompositeFieldContainer[Fault]
-    def __init__(self, through_sequence: _Optional[int] = ..., credit_bytes: _Optional[int] = ..., assessments: _Optional[_Iterable[_Union[Assessment, _Mapping]]] = ..., faults: _Optional[_Iterable[_Union[Fault, _Mapping]]] = ...) -> None: ...
+    shared_memory: SharedMemory
+    def __init__(self, through_sequence: _Optional[int] = ..., credit_bytes: _Optional[int] = ..., assessments: _Optional[_Iterable[_Union[Assessment, _Mapping]]] = ..., faults: _Optional[_Iterable[_Union[Fault, _Mapping]]] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class Fault(_message.Message):
     __slots__ = ("sequence", "request_id", "reason", "field", "message")
@@ -211,7 +257,7 @@ class Fault(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., request_id: _Optional[str] = ..., reason: _Optional[str] = ..., field: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Assessment(_message.Message):
-    __slots__ = ("request_id", "turn_id", "policy", "user_affect", "assistant_affect", "warranted", "over_index", "p_value", "coverage", "twin_over_index", "visibility", "families", "emotions", "alerts", "marks", "labels", "ended_unix_ns", "assistant_tokens", "user_tokens", "external_id", "prepared", "peak", "user_emotions", "user_families")
+    __slots__ = ("request_id", "turn_id", "policy", "user_affect", "assistant_affect", "warranted", "over_index", "p_value", "coverage", "twin_over_index", "visibility", "families", "emotions", "alerts", "marks", "labels", "ended_unix_ns", "assistant_tokens", "user_tokens", "external_id", "prepared", "peak", "user_emotions", "user_families", "total_tokens", "scored_tokens", "gaps")
     class FamiliesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +293,13 @@ class Assessment(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class GapsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +324,9 @@ class Assessment(_message.Message):
     PEAK_FIELD_NUMBER: _ClassVar[int]
     USER_EMOTIONS_FIELD_NUMBER: _ClassVar[int]
     USER_FAMILIES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     turn_id: str
     policy: str
@@ -295,4 +351,7 @@ class Assessment(_message.Message):
     peak: float
     user_emotions: _containers.ScalarMap[str, float]
     user_families: _containers.ScalarMap[str, float]
-    def __init__(self, request_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., policy: _Optional[str] = ..., user_affect: _Optional[float] = ..., assistant_affect: _Optional[float] = ..., warranted: _Optional[float] = ..., over_index: _Optional[float] = ..., p_value: _Optional[float] = ..., coverage: _Optional[float] = ..., twin_over_index: _Optional[float] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., families: _Optional[_Mapping[str, float]] = ..., emotions: _Optional[_Mapping[str, float]] = ..., alerts: _Optional[_Iterable[str]] = ..., marks: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_unix_ns: _Optional[int] = ..., assistant_tokens: _Optional[int] = ..., user_tokens: _Optional[int] = ..., external_id: _Optional[str] = ..., prepared: _Optional[float] = ..., peak: _Optional[float] = ..., user_emotions: _Optional[_Mapping[str, float]] = ..., user_families: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    total_tokens: int
+    scored_tokens: int
+    gaps: _containers.ScalarMap[str, int]
+    def __init__(self, request_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., policy: _Optional[str] = ..., user_affect: _Optional[float] = ..., assistant_affect: _Optional[float] = ..., warranted: _Optional[float] = ..., over_index: _Optional[float] = ..., p_value: _Optional[float] = ..., coverage: _Optional[float] = ..., twin_over_index: _Optional[float] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., families: _Optional[_Mapping[str, float]] = ..., emotions: _Optional[_Mapping[str, float]] = ..., alerts: _Optional[_Iterable[str]] = ..., marks: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_unix_ns: _Optional[int] = ..., assistant_tokens: _Optional[int] = ..., user_tokens: _Optional[int] = ..., external_id: _Optional[str] = ..., prepared: _Optional[float] = ..., peak: _Optional[float] = ..., user_emotions: _Optional[_Mapping[str, float]] = ..., user_families: _Optional[_Mapping[str, float]] = ..., total_tokens: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., gaps: _Optional[_Mapping[str, int]] = ...) -> None: ...
