@@ -187,8 +187,9 @@ def make_stats(bank: Bank, user: Any = 0.0, assistant: Any = 0.0, **fields: Any)
     """Statistics of a turn by its standardised scores, one for all columns or one for each."""
     means, scales = bank.tensors.turn_means, bank.tensors.turn_scales
     rows = [means[role] + scales[role] * np.float32(value) for role, value in enumerate((user, assistant))]
+    affect = bank.columns.assistant_affect
     tokens: dict[str, Any] = {
-        "user": rows[0], "assistant": rows[1], "header": rows[1], "ema": rows[1], "peak": rows[1],
+        "user": rows[0], "assistant": rows[1], "header": float(rows[1][affect]), "peak": float(rows[1][affect]),
         "user_tokens": 10, "assistant_tokens": 20, "seen_tokens": 40, "scored_tokens": 40,
         "replayed_tokens": 0, "missing_tokens": 0,
     }  # fmt: skip

@@ -90,7 +90,6 @@ class Assessor:
             user = np.zeros_like(user)
         excesses = self._excesses(user, assistant, stats.assistant_tokens, STANCES.index(stance))
         families = dict(zip(self._families, excesses, strict=False))
-        at = columns.assistant_affect
         return TurnAssessment(
             user_affect=float(user[columns.user_affect]),
             affect=excesses[-2],
@@ -99,13 +98,19 @@ class Assessor:
             emotions=self.probabilities(assistant, 1),
             user_emotions=self.probabilities(user, 0),
             user_families=dict(zip(self._families, map(float, user[columns.family]), strict=True)),
-            prepared=float(self.standardise(stats.header, 1)[at]),
-            peak=float(self.standardise(stats.peak, 1)[at]),
+            prepared=float(self.affect(np.asarray(stats.header))),
+            peak=float(self.affect(np.asarray(stats.peak))),
         )
 
     def standardise(self, scores: Floats, role: int) -> Floats:
         """Mean scores on one role's tokens (0 user, 1 assistant) in reference standard deviations, [columns]."""
         standard: Floats = (scores - self._tensors.turn_means[role]) / self._tensors.turn_scales[role]
+        return standard
+
+    def affect(self, scores: Floats) -> Floats:
+        """Assistant affect of single tokens or windows in reference standard deviations."""
+        at = self._columns.assistant_affect
+        standard: Floats = (scores - self._tensors.turn_means[1, at]) / self._tensors.turn_scales[1, at]
         return standard
 
     def named(self, standardised: Floats, role: int) -> tuple[dict[str, float], dict[str, float]]:

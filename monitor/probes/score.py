@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from monitor.errors import FrameError
 from monitor.probes.bank import Bank
+from monitor.wire.projection import Projection
 
 
 class Scorer:
@@ -25,20 +26,25 @@ class Scorer:
         self.layers = bank.card.layers
         self.hidden_size = hidden
         self.columns = bank.columns
-        self._weights = torch.from_numpy(weights.astype(np.float32))
-        self._bias = torch.from_numpy(bias.astype(np.float32))
+        self.projection = Projection(
+            torch.from_numpy(weights.astype(np.float32)), torch.from_numpy(bias.astype(np.float32))
+        )
         # Row 0 of the twin's table is for tokens it does not know.
         known = tensors.twin_tokens
         self._twin_index = np.zeros(int(known.max(initial=0)) + 2, np.int32)
         self._twin_index[known] = np.arange(1, len(known) + 1)
         self._twin_weights = np.vstack([np.zeros((1, bank.columns.twins), np.float32), tensors.twin_weights])
 
-    def score(self, rows: torch.Tensor, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def score(
+        self, rows: torch.Tensor, token_ids: NDArray[np.int64], *, projected: bool = False
+    ) -> NDArray[np.float32]:
         """Scores of every row.
 
         Args:
-            rows: Hidden states, [tokens, layers, hidden], any float dtype.
+            rows: Hidden states, [tokens, layers, hidden], any float dtype; or what ``projection`` made of them,
+                [tokens, 1, probes].
             token_ids: Token of each row, [tokens].
+            projected: Whether they went through ``projection`` already.
 
         Returns:
             [tokens, columns]; a row that is not finite gives scores that are not.
@@ -46,15 +52,19 @@ class Scorer:
         Raises:
             FrameError: The rows have other layers or another width than the bank.
         """
-        if rows.shape[1:] != (len(self.layers), self.hidden_size):
+        probes = self.columns.probes
+        wanted = (1, probes) if projected else (len(self.layers), self.hidden_size)
+        if rows.shape[1:] != wanted:
             raise FrameError(
                 "rows.shape",
-                f"{list(rows.shape)} where the bank wants [tokens, {len(self.layers)}, {self.hidden_size}]",
+                f"{list(rows.shape)} where the bank wants [tokens, {wanted[0]}, {wanted[1]}]",
                 reason="shape",
             )
         scores = np.empty((len(rows), self.columns.total), np.float32)
-        flat = rows.reshape(len(rows), len(self._weights)).float()
-        scores[:, : self.columns.probes] = torch.addmm(self._bias, flat, self._weights).numpy()
+        if projected:
+            scores[:, :probes] = rows[:, 0].float().numpy()
+        else:
+            self.projection.apply(rows, torch.from_numpy(scores)[:, :probes])
         known = self._twin_index[np.minimum(token_ids, len(self._twin_index) - 1)]
-        scores[:, self.columns.probes :] = self._twin_weights[known]
+        scores[:, probes:] = self._twin_weights[known]
         return scores

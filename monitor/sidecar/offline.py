@@ -177,7 +177,7 @@ class OfflineScorer:
         counts = np.array([len(item.ids) for item in batch])
         tokens = np.concatenate([np.array(item.ids, np.int64) for item in batch])
         scores = self._scorer.score(rows, tokens)
-        tracker = TurnTracker(self._labeller, self._columns.total, len(batch))
+        tracker = TurnTracker(self._labeller, self._columns.total, self._columns.assistant_affect, len(batch))
         slots = np.array([tracker.open(len(item.ids)) for item in batch])
         tracker.fold(slots, np.zeros(len(batch), np.int64), counts, tokens, scores)
         begins = np.cumsum(counts) - counts

@@ -130,7 +130,7 @@ class Pipeline:
         self.alerts = alerts
         self._scorer = Scorer(bank)
         self._assessor = Assessor(bank)
-        self._tracker = TurnTracker(RoleLabeller(bank.markers), bank.columns.total, max_open_turns)
+        self._tracker = TurnTracker(RoleLabeller(bank.markers), bank.columns.total, bank.columns.assistant_affect, max_open_turns)
         self._touched = np.zeros(max_open_turns)
         self._timeout = turn_timeout
         self._allow_unvalidated = allow_unvalidated

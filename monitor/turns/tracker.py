@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from monitor.probes.markers import Role
 from monitor.turns.roles import Ints, RoleLabeller
+from monitor.turns.trace import TokenTrace, TraceRing
 
 Floats = NDArray[np.float32]
 
 WINDOW = 8
 """Tokens in a row that must agree, a power of two: single-token spikes make false alarms (arXiv 2604.14865)."""
-EMA_WEIGHT = 0.1
-"""Weight of the newest token in the running mean of the assistant's tokens."""
+_USER, _ASSISTANT = 0, 1
 
 
 class TurnStats(NamedTuple):
@@ -29,28 +30,28 @@ class TurnStats(NamedTuple):
     Attributes:
         user: Mean score of the last user segment, [columns]; zeros without tokens.
         assistant: Mean score of the last assistant segment, [columns]; zeros without tokens.
-        header: Score of the token that opens the assistant's segment, [columns]; NaN where not seen or not finite.
-        ema: Running mean over the assistant's tokens, [columns].
-        peak: Highest mean of WINDOW scored assistant tokens in a row, [columns]; NaN below WINDOW tokens.
+        header: Affect of the token that opens the assistant's segment; NaN where not seen or not finite.
+        peak: Highest mean affect of WINDOW scored assistant tokens in a row; NaN below WINDOW tokens.
         user_tokens: Tokens in ``user``.
         assistant_tokens: Tokens in ``assistant``.
         seen_tokens: Distinct positions received.
         scored_tokens: Those of them with finite scores.
         replayed_tokens: Rows that came again.
         missing_tokens: Positions jumped over that no gap accounts for.
+        trace: Its last tokens one by one, where the tracker keeps them.
     """
 
     user: Floats
     assistant: Floats
-    header: Floats
-    ema: Floats
-    peak: Floats
+    header: float
+    peak: float
     user_tokens: int
     assistant_tokens: int
     seen_tokens: int
     scored_tokens: int
     replayed_tokens: int
     missing_tokens: int
+    trace: TokenTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -68,25 +69,32 @@ class TurnTracker:
     Args:
         labeller: Finds the roles of tokens.
         columns: Scores per token.
+        affect: The column whose single tokens matter: header, peak and trace are of it.
         capacity: Turns that may be open at once.
+        ring: Keeps the last tokens of every turn, where that is wanted.
     """
 
-    def __init__(self, labeller: RoleLabeller, columns: int, capacity: int) -> None:
+    def __init__(
+        self, labeller: RoleLabeller, columns: int, affect: int, capacity: int, ring: TraceRing | None = None
+    ) -> None:
         self._labeller = labeller
         self.columns = columns
+        self._affect = affect
         self.capacity = capacity
+        self._traces = ring
         self._free = list(range(capacity - 1, -1, -1))
         self._next = np.zeros(capacity, np.int64)
         self._state = np.zeros(capacity, np.int64)
         self._tails = np.zeros((capacity, labeller.tail_length), np.int64)
         self._prompt = np.zeros(capacity, np.int64)
-        self._counts = np.zeros((capacity, 2), np.int64)
         self._tallies = np.zeros((capacity, 4), np.int64)
-        self._sums = np.zeros((capacity, 2, columns))
-        self._header = np.zeros((capacity, columns), np.float32)
-        self._ema = np.zeros((capacity, columns), np.float32)
-        self._peak = np.zeros((capacity, columns), np.float32)
-        self._ring = np.zeros((capacity, WINDOW - 1, columns), np.float32)
+        # Of segment 2 slot + part: user 0, assistant 1.
+        self._counts = np.zeros(2 * capacity, np.int64)
+        self._sums = np.zeros((2 * capacity, columns))
+        self._header = np.zeros(capacity, np.float32)
+        self._peak = np.zeros(capacity, np.float32)
+        self._last = np.zeros((capacity, WINDOW - 1), np.float32)
+        self._ones = np.ones(columns, np.float32)
 
     @property
     def open_turns(self) -> int:
@@ -102,25 +110,23 @@ class TurnTracker:
         self._state[slot] = self._labeller.initial_state
         self._tails[slot] = -1
         self._prompt[slot] = prompt_length
-        self._counts[slot] = 0
         self._tallies[slot] = 0
-        self._sums[slot] = 0
+        self._counts[2 * slot : 2 * slot + 2] = 0
+        self._sums[2 * slot : 2 * slot + 2] = 0
         self._header[slot] = np.nan
-        self._ema[slot] = 0
         self._peak[slot] = np.nan
         return slot
 
     def close(self, slot: int) -> TurnStats:
         """Gives a slot back and returns what it held."""
-        means = (self._sums[slot] / np.maximum(self._counts[slot], 1)[:, None]).astype(np.float32)
-        user_tokens, assistant_tokens = (int(count) for count in self._counts[slot])
-        seen, scored, replayed, missing = (int(count) for count in self._tallies[slot])
-        stats = TurnStats(
-            means[0], means[1], self._header[slot].copy(), self._ema[slot].copy(), self._peak[slot].copy(),
-            user_tokens, assistant_tokens, seen, scored, replayed, missing,
-        )  # fmt: skip
+        parts = slice(2 * slot, 2 * slot + 2)
+        means = (self._sums[parts] / np.maximum(self._counts[parts], 1)[:, None]).astype(np.float32)
         self._free.append(slot)
-        return stats
+        return TurnStats(
+            means[_USER], means[_ASSISTANT], float(self._header[slot]), float(self._peak[slot]),
+            *self._counts[parts].tolist(), *self._tallies[slot].tolist(),
+            trace=self._traces.take(slot) if self._traces is not None else None,
+        )  # fmt: skip
 
     def skip(self, slot: int, start: int, count: int) -> int:
         """Moves a turn over a gap; returns how many positions will not come that were still expected."""
@@ -174,66 +180,71 @@ class TurnTracker:
             roles[(position >= self._prompt[slots][span]) & (roles == Role.USER)] = Role.ASSISTANT
         # The first token of a sequence is an attention sink: its row is no measure of anything.
         roles[position == 0] = Role.TEMPLATE
-        finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(scores), axis=1)
+        with np.errstate(all="ignore"):
+            finite: NDArray[np.bool_] = np.isfinite(scores @ self._ones)
         self._tallies[slots, 0] += counts
         self._tallies[slots, 1] += np.add.reduceat(finite.astype(np.int64), first)
-        for part, role in enumerate((Role.USER, Role.ASSISTANT)):
-            start = np.maximum.reduceat(np.where(labels.began == role, index, -1), first)
-            renewed = start >= 0
-            self._renew(slots[renewed], part)
-            if role is Role.ASSISTANT and renewed.any():
-                opens = start[renewed]
-                header = scores[opens]
-                header[~finite[opens] | (position[opens] == 0)] = np.nan
-                self._header[slots[renewed]] = header
-            rows = np.flatnonzero((roles == role) & finite & (index > start[span]))
-            if rows.size:
-                self._add(slots, span[rows], scores[rows], part)
-        return int((~finite).sum())
+        affect = np.where(finite, scores[:, self._affect], np.float32(np.nan))
+        if self._traces is not None:
+            self._traces.put(slots[span], position, roles, affect, token_ids)
+        part = np.full(len(index), -1, np.int64)
+        for number, role in ((_USER, Role.USER), (_ASSISTANT, Role.ASSISTANT)):
+            counted = roles == role
+            if (labels.began == role).any():
+                start = np.maximum.reduceat(np.where(labels.began == role, index, -1), first)
+                self._renew(slots[start >= 0], number)
+                counted &= index > start[span]
+                if number == _ASSISTANT:
+                    opens = start[start >= 0]
+                    self._header[slots[start >= 0]] = np.where(position[opens] == 0, np.nan, affect[opens])
+            part[counted & finite] = number
+        self._add(slots, span, part, affect, scores)
+        return int(len(finite) - np.count_nonzero(finite))
 
     def _renew(self, slots: Ints, part: int) -> None:
         """Starts a new segment of a role: only the last one of a turn counts."""
-        self._sums[slots, part] = 0
-        self._counts[slots, part] = 0
-        if part == 1:
-            self._ema[slots] = 0
+        self._sums[2 * slots + part] = 0
+        self._counts[2 * slots + part] = 0
+        if part == _ASSISTANT:
             self._peak[slots] = np.nan
 
-    def _add(self, slots: Ints, span: Ints, scores: Floats, part: int) -> None:
-        """Adds rows, ordered by span, to the sums of one role."""
+    def _add(self, slots: Ints, span: Ints, part: Ints, affect: Floats, scores: Floats) -> None:
+        """Adds the rows of a part, ordered by span, to the sums of its segment."""
+        rows = np.flatnonzero(part == _ASSISTANT)
+        if rows.size:
+            self._add_windows(slots, span[rows], affect[rows])
+        held = part >= 0
+        segments = 2 * span[held] + part[held]
+        counts = np.bincount(segments, minlength=2 * len(slots))
+        touched = np.flatnonzero(counts)
+        # One column a row, one entry in it where the row counts: sums of all segments in a single pass over the scores.
+        ends = np.concatenate(([0], np.cumsum(held)))
+        chosen = csc_array((np.ones(len(segments)), segments, ends), shape=(len(counts), len(held)))
+        here = 2 * slots[touched // 2] + touched % 2
+        self._sums[here] += (chosen @ scores)[touched]
+        self._counts[here] += counts[touched]
+
+    def _add_windows(self, slots: Ints, span: Ints, affect: Floats) -> None:
+        """Brings the peak over windows of the assistant's tokens up to date."""
         first = np.flatnonzero(np.diff(span, prepend=-1))
-        here = slots[span[first]]
         counts = np.diff(first, append=len(span))
-        if part == 1:
-            self._add_running(here, first, counts, scores)
-        self._sums[here, part] += np.add.reduceat(scores, first, axis=0, dtype=np.float64)
-        self._counts[here, part] += counts
-
-    def _add_running(self, slots: Ints, first: Ints, counts: Ints, scores: Floats) -> None:
-        """Brings the running mean and the peak over windows up to date."""
-        held = self._counts[slots, 1]
+        slots = slots[span[first]]
         segment = np.repeat(np.arange(len(slots)), counts)
-        ordinal = np.arange(len(segment)) - first[segment]
-        weight = EMA_WEIGHT * (1 - EMA_WEIGHT) ** (counts[segment] - 1 - ordinal)
-        # The first token of a segment starts the mean instead of pulling it from zero.
-        weight[(held[segment] == 0) & (ordinal == 0)] /= EMA_WEIGHT
-        decayed = self._ema[slots] * ((1 - EMA_WEIGHT) ** counts)[:, None]
-        self._ema[slots] = decayed + np.add.reduceat(scores * weight[:, None].astype(np.float32), first, axis=0)
-
         width = WINDOW - 1
-        padded = np.zeros((len(scores) + len(slots) * width, self.columns), np.float32)
-        place = np.arange(len(scores)) + (segment + 1) * width
-        padded[place] = scores
+        padded = np.empty(len(affect) + len(slots) * width, np.float32)
+        place = np.arange(len(affect)) + (segment + 1) * width
+        padded[place] = affect
         heads = first + np.arange(len(slots)) * width
-        padded[heads[:, None] + np.arange(width)] = self._ring[slots]
-        # Sums of 2, 4, 8 rows from one another: a difference of running sums would carry one turn's rounding to others.
+        padded[heads[:, None] + np.arange(width)] = self._last[slots]
+        # Sums of 2, 4, 8 values from one another: a difference of running sums would carry one turn's rounding to others.
         window, reach = padded, 1
         while reach < WINDOW:
             window = window[reach:] + window[:-reach]
             reach *= 2
         means = window[place - width] / np.float32(WINDOW)
-        means[held[segment] + ordinal + 1 < WINDOW] = -np.inf
-        best = np.maximum.reduceat(means, first, axis=0)
+        ordinal = self._counts[2 * slots + _ASSISTANT][segment] + np.arange(len(affect)) - first[segment]
+        means[ordinal < width] = -np.inf
+        best = np.maximum.reduceat(means, first)
         best[best == -np.inf] = np.nan
         self._peak[slots] = np.fmax(self._peak[slots], best)
-        self._ring[slots] = padded[place[first + counts - 1][:, None] + np.arange(1 - width, 1)]
+        self._last[slots] = padded[place[first + counts - 1][:, None] + np.arange(1 - width, 1)]

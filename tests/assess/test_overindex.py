@@ -214,8 +214,7 @@ class TestAssessment:
 
     def test_what_was_not_seen_is_nan(self) -> None:
         """A turn whose header was not seen and that is too short for a peak has NaN for both, and numbers elsewhere."""
-        unknown = np.full(BANK.columns.total, np.nan, np.float32)
-        found = Assessor(BANK).assess(make_stats(BANK)._replace(header=unknown, peak=unknown), Stance.NEUTRAL)
+        found = Assessor(BANK).assess(make_stats(BANK)._replace(header=np.nan, peak=np.nan), Stance.NEUTRAL)
         assert np.isnan([found.prepared, found.peak]).all()
         assert np.isfinite(found.affect).all()
 

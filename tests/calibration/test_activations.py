@@ -106,7 +106,7 @@ class TestMeans:
         for index, talk in enumerate(TALKS):
             ids = render(tiny_tokenizer, talk)
             scores = (hidden_states(model, ids)[:, 2] @ direction).astype(np.float32)[:, None]
-            tracker = TurnTracker(RoleLabeller(markers), 1, 1)
+            tracker = TurnTracker(RoleLabeller(markers), 1, 0, 1)
             slot = np.array([tracker.open(len(ids))])
             tracker.fold(slot, np.zeros(1, np.int64), np.array([len(ids)]), np.array(ids, np.int64), scores)
             stats = tracker.close(int(slot[0]))

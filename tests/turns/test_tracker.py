@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from monitor.probes.markers import Marker, Role
 from monitor.turns.roles import RoleLabeller
-from monitor.turns.tracker import EMA_WEIGHT, WINDOW, Folded, TurnStats, TurnTracker
+from monitor.turns.tracker import WINDOW, Folded, TurnStats, TurnTracker
 
-COLUMNS = 3
+COLUMNS, AFFECT = 3, 2
 SYSTEM, USER, ASSISTANT, END = (1, 2), (1, 3), (1, 4, 5), (6,)
 MARKERS = (
     Marker(SYSTEM, Role.SYSTEM),
@@ -84,18 +84,17 @@ class NaiveTurn:
     def check(self, stats: TurnStats) -> None:
         """Asserts that the tracker's statistics are these."""
         counts = (len(self.user), len(self.assistant), self.seen, self.scored, self.replayed, self.missing)
-        assert tuple(stats)[5:] == counts
-        zeros, unknown = np.zeros(COLUMNS), np.full(COLUMNS, np.nan)
-        ema = self.assistant[0] if self.assistant else zeros
-        for score in self.assistant[1:]:
-            ema = (1 - EMA_WEIGHT) * ema + EMA_WEIGHT * score
-        windows = [np.mean(self.assistant[end - WINDOW : end], 0) for end in range(WINDOW, len(self.assistant) + 1)]
+        assert tuple(stats)[4:10] == counts
+        zeros = np.zeros(COLUMNS)
+        windows = [
+            np.mean([score[AFFECT] for score in self.assistant[end - WINDOW : end]])
+            for end in range(WINDOW, len(self.assistant) + 1)
+        ]
         expected = {
             "user": np.mean(self.user, 0) if self.user else zeros,
             "assistant": np.mean(self.assistant, 0) if self.assistant else zeros,
-            "header": self.header,
-            "ema": ema,
-            "peak": np.max(windows, 0) if windows else unknown,
+            "header": self.header[AFFECT],
+            "peak": max(windows, default=np.nan),
         }
         for name, value in expected.items():
             np.testing.assert_allclose(getattr(stats, name), value, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -178,7 +177,7 @@ def feed(tracker: TurnTracker, slot: int, tokens: list[int], scores: np.ndarray,
 
 def one_turn(scores: np.ndarray, tokens: list[int] | None = None) -> TurnStats:
     """A turn of an assistant that says a token for each of ``scores`` after its header."""
-    tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, 1)
+    tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1)
     slot = tracker.open()
     assert slot is not None
     tokens = [9, *ASSISTANT, *([7] * len(scores))] if tokens is None else tokens
@@ -193,7 +192,7 @@ class TestAgainstTheOracle:
     @given(turns, turns, st.integers(0, 1000))
     def test_statistics_are_those_of_walking_token_by_token(self, first: list, second: list, seed: int) -> None:
         """Whatever frames, replays, jumps and gaps, and in recycled slots, a turn's numbers are those of its tokens."""
-        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, 4)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 4)
         play(tracker, first, seed, None)
         play(tracker, second, seed + 10, None)
         assert tracker.open_turns == 0
@@ -202,7 +201,7 @@ class TestAgainstTheOracle:
     @given(turns, st.integers(0, 1000), st.integers(0, 12))
     def test_without_a_template_the_prompt_is_the_users(self, drawn: list, seed: int, prompt_length: int) -> None:
         """Without markers positions below the prompt's length are the user's and all others the assistant's."""
-        play(TurnTracker(RoleLabeller(()), COLUMNS, 4), drawn, seed, prompt_length)
+        play(TurnTracker(RoleLabeller(()), COLUMNS, AFFECT, 4), drawn, seed, prompt_length)
 
 
 class TestRows:
@@ -210,18 +209,18 @@ class TestRows:
 
     def test_the_first_token_of_a_sequence_never_counts(self) -> None:
         """Position 0 is seen and scored, but neither pooled nor a header."""
-        tracker = TurnTracker(RoleLabeller([Marker((1,), Role.ASSISTANT)]), COLUMNS, 1)
+        tracker = TurnTracker(RoleLabeller([Marker((1,), Role.ASSISTANT)]), COLUMNS, AFFECT, 1)
         slot = tracker.open()
         assert slot is not None
         feed(tracker, slot, [1, 7], np.array([[100.0] * COLUMNS, [2.0] * COLUMNS]))
         stats = tracker.close(slot)
         assert (stats.assistant_tokens, stats.scored_tokens) == (1, 2)
-        assert np.isnan(stats.header).all()
+        assert np.isnan(stats.header)
         assert stats.assistant.tolist() == [2.0] * COLUMNS
 
     def test_the_first_token_never_counts_without_a_template(self) -> None:
         """Position 0 is not pooled where everything is the user's."""
-        tracker = TurnTracker(RoleLabeller(()), COLUMNS, 1)
+        tracker = TurnTracker(RoleLabeller(()), COLUMNS, AFFECT, 1)
         slot = tracker.open(2)
         assert slot is not None
         feed(tracker, slot, [1, 7], np.array([[100.0] * COLUMNS, [2.0] * COLUMNS]))
@@ -232,20 +231,21 @@ class TestRows:
         """One value that is not finite takes its row out of every statistic, and the row is counted."""
         scores = np.ones((10, COLUMNS))
         scores[4, 1] = value
-        tracker = TurnTracker(RoleLabeller(()), COLUMNS, 1)
+        tracker = TurnTracker(RoleLabeller(()), COLUMNS, AFFECT, 1)
         slot = tracker.open(1)
         assert slot is not None
         assert feed(tracker, slot, [7] * 10, scores) == Folded(9, 0, 1)
         stats = tracker.close(slot)
         assert (stats.seen_tokens, stats.scored_tokens, stats.assistant_tokens) == (10, 9, 8)
-        assert stats.assistant.tolist() == stats.ema.tolist() == stats.peak.tolist() == [1.0] * COLUMNS
+        assert stats.peak == 1.0
+        assert stats.assistant.tolist() == [1.0] * COLUMNS
 
     def test_a_header_that_is_not_finite_is_unknown(self) -> None:
-        """A header with one value that is not finite is NaN in all columns, never half a number."""
+        """A header with one value that is not finite, in whatever column, is NaN."""
         tokens = [9, *ASSISTANT, 7]
         scores = np.ones((5, COLUMNS))
         scores[3, 0] = np.inf
-        assert np.isnan(one_turn(scores, tokens).header).all()
+        assert np.isnan(one_turn(scores, tokens).header)
 
     def test_only_the_last_segment_counts(self) -> None:
         """Earlier turns in the prompt leave no trace in the statistics of the last ones."""
@@ -253,18 +253,18 @@ class TestRows:
         scores = np.repeat(np.where(np.array(tokens) == 8, 1.0, 50.0)[:, None], COLUMNS, axis=1)
         stats = one_turn(scores, tokens)
         assert (stats.user_tokens, stats.assistant_tokens) == (1, 1)
-        assert stats.user.tolist() == stats.assistant.tolist() == stats.ema.tolist() == [1.0] * COLUMNS
+        assert stats.user.tolist() == stats.assistant.tolist() == [1.0] * COLUMNS
 
     def test_a_spike_moves_the_peak_by_an_eighth(self) -> None:
         """The peak is the best mean over a window of eight tokens, so one token alone hardly moves it."""
         scores = np.zeros((20, COLUMNS))
         scores[10] = 8.0
-        assert one_turn(scores).peak.tolist() == [1.0] * COLUMNS
+        assert one_turn(scores).peak == 1.0
 
     def test_fewer_tokens_than_the_window_have_no_peak(self) -> None:
         """A reply of seven tokens has no peak."""
-        assert np.isnan(one_turn(np.ones((WINDOW - 1, COLUMNS))).peak).all()
-        assert one_turn(np.ones((WINDOW, COLUMNS))).peak.tolist() == [1.0] * COLUMNS
+        assert np.isnan(one_turn(np.ones((WINDOW - 1, COLUMNS))).peak)
+        assert one_turn(np.ones((WINDOW, COLUMNS))).peak == 1.0
 
     def test_a_long_turn_keeps_its_mean(self) -> None:
         """The mean of a hundred thousand tokens is that of its tokens, to single precision."""
@@ -274,16 +274,16 @@ class TestRows:
 
     def test_absurd_scores_of_one_turn_leave_others_alone(self) -> None:
         """Scores near the largest number in one request do not blur the peak of another in the same frame."""
-        tracker = TurnTracker(RoleLabeller(()), COLUMNS, 2)
+        tracker = TurnTracker(RoleLabeller(()), COLUMNS, AFFECT, 2)
         slots = np.array([tracker.open(1), tracker.open(1)])
         scores = np.concatenate([np.full((12, COLUMNS), 1e30), np.full((12, COLUMNS), 0.5)]).astype(np.float32)
         tracker.fold(slots, np.array([0, 0]), np.array([12, 12]), np.full(24, 7), scores)
         tracker.close(slots[0])
-        assert tracker.close(slots[1]).peak.tolist() == [0.5] * COLUMNS
+        assert tracker.close(slots[1]).peak == 0.5
 
     def test_an_empty_frame_does_nothing(self) -> None:
         """A frame without spans folds nothing."""
-        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, 1)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1)
         none = np.empty(0, np.int64)
         assert tracker.fold(none, none, none, none, np.empty((0, COLUMNS), np.float32)) == Folded(0, 0, 0)
 
@@ -293,7 +293,7 @@ class TestSlots:
 
     def test_no_more_turns_than_the_capacity(self) -> None:
         """When all slots are taken there is none, until one is given back."""
-        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, 2)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 2)
         first, second = tracker.open(), tracker.open()
         assert tracker.open() is None
         assert {first, second} == {0, 1}
@@ -303,7 +303,7 @@ class TestSlots:
 
     def test_a_recycled_slot_is_clean(self) -> None:
         """The second turn in a slot shows nothing of the first."""
-        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, 1)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1)
         slot = tracker.open()
         assert slot is not None
         feed(tracker, slot, [9, *USER, 7, *ASSISTANT, *([7] * 20)], np.full((27, COLUMNS), 9.0))
@@ -311,20 +311,20 @@ class TestSlots:
         tracker.close(slot)
         assert tracker.open() == slot
         stats = tracker.close(slot)
-        assert tuple(stats)[5:] == (0,) * 6
+        assert tuple(stats)[4:10] == (0,) * 6
         assert not stats.user.any()
         assert not stats.assistant.any()
-        assert not stats.ema.any()
-        assert np.isnan(stats.header).all()
-        assert np.isnan(stats.peak).all()
+        assert np.isnan(stats.header)
+        assert np.isnan(stats.peak)
 
     def test_what_close_returns_is_not_overwritten(self) -> None:
         """Statistics of a finished turn stay as they are when its slot is used again."""
-        tracker = TurnTracker(RoleLabeller(()), COLUMNS, 1)
+        tracker = TurnTracker(RoleLabeller(()), COLUMNS, AFFECT, 1)
         slot = tracker.open(1)
         assert slot is not None
         feed(tracker, slot, [7] * 10, np.ones((10, COLUMNS)))
         stats = tracker.close(slot)
         tracker.open(1)
         feed(tracker, slot, [7] * 10, np.full((10, COLUMNS), 5.0))
-        assert stats.peak.tolist() == stats.assistant.tolist() == stats.ema.tolist() == [1.0] * COLUMNS
+        assert stats.peak == 1.0
+        assert stats.assistant.tolist() == [1.0] * COLUMNS
