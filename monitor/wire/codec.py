@@ -29,6 +29,8 @@ _ROWS_FIELD = ingest_pb2.StreamActivationsRequest.ROWS_FIELD_NUMBER
 _DATA_FIELD = ingest_pb2.Tensor.DATA_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BITS = 64
+_MAX_TAG_BITS = 32
+"""Protobuf's own parser refuses tags of more than five bytes; lengths it takes like any other number."""
 
 
 class Frame(NamedTuple):
@@ -130,7 +132,7 @@ def _find(view: memoryview, field: int) -> tuple[int, int, int] | None:
     position, end = 0, len(view)
     while position < end:
         before = position
-        tag, position = _read_varint(view, position)
+        tag, position = _read_varint(view, position, _MAX_TAG_BITS)
         kind = tag & 7
         if kind == _BYTES:
             length, position = _read_varint(view, position)
@@ -150,7 +152,7 @@ def _find(view: memoryview, field: int) -> tuple[int, int, int] | None:
     return None
 
 
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(view: memoryview, position: int, max_bits: int = _MAX_VARINT_BITS) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = view[position]
@@ -159,7 +161,7 @@ def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004 - the continuation bit
             return value, position
         shift += 7
-        if shift >= _MAX_VARINT_BITS:
+        if shift >= max_bits:
             raise ValueError("varint too long")
 
 

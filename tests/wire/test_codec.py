@@ -203,6 +203,24 @@ class TestBadFrames:
         with pytest.raises(FrameError, match="wire type 3"):
             decode_frame(raw)
 
+    @pytest.mark.parametrize("where", ["rows", "rows.data"])
+    def test_tags_as_long_as_stock_takes_them(self, where: str) -> None:
+        """A tag of more bytes than it needs is read up to five of them, as protobuf does, and refused beyond."""
+        data = ingest_pb2.Tensor(data=bytes(4)).SerializeToString()
+        plain = varint(15 << 3 | 2) + varint(len(data)) + data
+        for surplus in range(8):
+            # The last byte goes on with zeros that say nothing.
+            tail = b"" if not surplus else bytes([0x80] * (surplus - 1) + [0])
+            if where == "rows":
+                raw = bytes([plain[0] | (0x80 if surplus else 0)]) + tail + plain[1:]
+            else:
+                longer = bytes([data[0] | (0x80 if surplus else 0)]) + tail + data[1:]
+                raw = varint(15 << 3 | 2) + varint(len(longer)) + longer
+            if surplus < 5:
+                assert bytes(decode_frame(raw).data) == Message.FromString(raw).rows.data == bytes(4)
+            else:
+                assert refused_field(raw) == "frame"
+
     def test_rows_twice(self) -> None:
         """A second rows field is refused; merging two tensors has no meaning."""
         once = encode_frame(Message(), torch.ones(1, 1, 1))
