@@ -37,9 +37,37 @@ class SidecarSettings(BaseSettings):
         description="File that collects scores of judged turns without alert, for affect-monitor reference; no text.",
     )
     baseline_turns: int = Field(default=2000, ge=1, le=1 << 20, description="Turns that file may hold.")
+    audit_file: Path | None = Field(
+        default=None, description="SQLite file of turns that alerted, a sample of the rest, and administrative actions."
+    )
+    audit_sample_rate: float = Field(
+        default=0.01, ge=0, le=1, description="Share of turns without alert that the audit file keeps."
+    )
+    audit_retain_days: float = Field(default=30, gt=0, description="Age at which its rows are pruned.")
+    audit_retain_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, description="Size beyond which its oldest rows are pruned."
+    )
+    audit_tokens: int = Field(
+        default=0, ge=0, le=1 << 16, description="Last tokens of an alerted turn whose scores it keeps; 0: none."
+    )
+    audit_text: bool = Field(default=False, description="Whether the ids of those tokens are kept too, which is text.")
+    audit_key_file: Path | None = Field(
+        default=None,
+        description="File with a secret for the audit file's hash chain; without it nobody can forge a row.",
+    )
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")
     threads: int = Field(default=1, ge=1, description="Threads of the scoring matrix product.")
+    socket_mode: str = Field(default="0660", pattern="^0?[0-7]{3}$", description="Mode of the unix socket, octal.")
+    socket_owner: str = Field(default="", description="User the unix socket is given to, name or number.")
+    socket_group: str = Field(default="", description="Group the unix socket is given to, name or number.")
+    tls_cert: Path | None = Field(default=None, description="Certificate of a TCP ingest, PEM; read anew on change.")
+    tls_key: Path | None = Field(default=None, description="Its private key.")
+    tls_client_ca: Path | None = Field(default=None, description="Certificates that sign those of clients.")
+    insecure: bool = Field(default=False, description="Allows a TCP ingest without TLS, on loopback alone.")
+    token_file: Path | None = Field(
+        default=None, description="Token asked of whoever looks inside or reloads; read anew on change."
+    )
 
 
 def load_settings(file: Path | None, flags: dict[str, Any]) -> SidecarSettings:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import structlog
 
 from monitor.errors import SetupError
 from monitor.outputs.metrics import Metrics
-from monitor.policy.engine import Alert
 
 _LOG = structlog.get_logger("alertmanager")
 _FIRST_WAIT, _LAST_WAIT = 0.5, 30.0
@@ -23,6 +22,26 @@ _CALL_TIMEOUT = 5.0
 _REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """Answers that another try would not change."""
 _RESULTS = ("sent", "failed", "rejected", "dropped")
+
+
+class Notice(Protocol):
+    """What can be posted: an alert of a policy, or a fault of the monitor itself."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What identifies it."""
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What it says."""
+
+    @property
+    def started(self) -> float:
+        """When it began, in seconds since the epoch."""
+
+    @property
+    def ended(self) -> float | None:
+        """When it ended; None while it fires."""
 
 
 class AlertmanagerSender:
@@ -43,7 +62,7 @@ class AlertmanagerSender:
         self,
         url: str,
         metrics: Metrics,
-        firing: Callable[[], list[Alert]],
+        firing: Callable[[], Sequence[Notice]],
         *,
         resend_seconds: float = 60.0,
         queue: int = 1000,
@@ -59,7 +78,7 @@ class AlertmanagerSender:
         self._thread = threading.Thread(target=self._run, name="alertmanager", daemon=True)
         self._thread.start()
 
-    def send(self, alert: Alert) -> None:
+    def send(self, alert: Notice) -> None:
         """Queues the present state of an alert."""
         posted = payload(alert)
         with self._wake:
@@ -135,7 +154,7 @@ class AlertmanagerSender:
         self._metrics.add("affect_notifications_total", alerts, result)
 
 
-def payload(alert: Alert) -> dict[str, Any]:
+def payload(alert: Notice) -> dict[str, Any]:
     """An alert as Alertmanager's v2 API takes it (``postableAlert`` of its OpenAPI description)."""
     posted: dict[str, Any] = {
         "labels": alert.labels,

@@ -48,6 +48,9 @@ METRICS: dict[str, Spec] = {
     "affect_faults_total": Spec("counter", "Bad input set aside, by reason.", ("reason",)),
     "affect_streams_open": Spec("gauge", "Streams from inference engines open now."),
     "affect_streams_refused_total": Spec("counter", "Streams refused because the model does not match the bank."),
+    "affect_credentials_refused_total": Spec(
+        "counter", "Requests without the right token; new token files and certificates that cannot be used.", ("kind",)
+    ),
     "affect_turns_open": Spec("gauge", "Turns open now."),
     "affect_turns_capacity": Spec("gauge", "Turns that may be open at once."),
     "affect_turns_total": Spec("counter", "Turns finished.", ("policy",)),
@@ -73,6 +76,12 @@ METRICS: dict[str, Spec] = {
     "affect_baseline_turns_lost_total": Spec(
         "counter", "Turns that could not be written to the baseline file, by reason: no_space, io.", ("reason",)
     ),
+    "affect_audit_rows": Spec("gauge", "Rows written since the audit store was made; the number of its last row."),
+    "affect_audit_size_bytes": Spec("gauge", "Size of the audit store."),
+    "affect_audit_lost_total": Spec(
+        "counter", "Turns and actions missing from the audit store, by reason: queue_full, no_space, io.", ("reason",)
+    ),
+    "affect_monitor_fault": Spec("gauge", "Whether the monitor itself has this fault now.", ("fault",)),
     "affect_ingest_lag_seconds": Spec("histogram", "From a frame's sending to its scoring.", (), _SECONDS),
     "affect_frame_seconds": Spec("histogram", "Time spent on one frame.", (), _SECONDS),
     "affect_config_last_reload_successful": Spec("gauge", "Whether the last reload of the policy was taken."),

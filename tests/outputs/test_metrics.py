@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
 """Written anew by ``AFFECT_UPDATE_GOLDEN=1 pytest tests/outputs/test_metrics.py``; look at the difference."""
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 UNITS = ("_total", "_info", "_seconds", "_ratio", "_probability", "_index", "_affect", "_score", "_bytes")
-COUNTS = ("_open", "_capacity", "_active", "_waiting", "_successful")
+COUNTS = ("_open", "_capacity", "_active", "_waiting", "_successful", "_rows", "_fault")
 
 
 def registered(metrics: Metrics) -> CollectorRegistry:
