@@ -52,8 +52,7 @@ class SidecarSettings(BaseSettings):
     )
     audit_text: bool = Field(default=False, description="Whether the ids of those tokens are kept too, which is text.")
     audit_key_file: Path | None = Field(
-        default=None,
-        description="File with a secret for the audit file's hash chain; without it nobody can forge a row.",
+        default=None, description="Secret of the audit file's hash chain: who lacks it can forge no row."
     )
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from monitor.errors import SetupError
 
@@ -19,6 +20,10 @@ _START_SECONDS = 30.0
 _DRAIN_SECONDS = 2
 """Time that requests under way get when the server is stopped."""
 _BACKLOG = 128
+_MAX_CONNECTIONS = 64
+"""Beyond these, requests are answered with 503."""
+_MAX_HEAD = 16 << 10
+"""Bytes of a request line and its headers."""
 _LAST_PORT = 65535
 
 
@@ -58,7 +63,9 @@ class RunningServer:
         self._listener.close()
 
 
-def serve_in_thread(app: Any, host: str, port: int, *, flag: str = "--http-port") -> RunningServer:
+def serve_in_thread(
+    app: Any, host: str, port: int, *, flag: str = "--http-port", protocol: type[H11Protocol] = H11Protocol
+) -> RunningServer:
     """Serves an application until ``stop`` is called; signals stay with the caller.
 
     Args:
@@ -66,6 +73,7 @@ def serve_in_thread(app: Any, host: str, port: int, *, flag: str = "--http-port"
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         flag: What the user changes to get another port, for the error.
+        protocol: How HTTP is spoken.
 
     Raises:
         SetupError: The address cannot be listened on.
@@ -73,9 +81,13 @@ def serve_in_thread(app: Any, host: str, port: int, *, flag: str = "--http-port"
     listener = _listen(host, port, flag)
     config = uvicorn.Config(
         app,
+        http=protocol,
+        ws="none",
+        limit_concurrency=_MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=_MAX_HEAD,
         # The process has its own logging; uvicorn's would write a second format beside it.
         log_config=None,
-        log_level="warning",
+        log_level="error",  # its warnings are of what clients do, and there is no end to that
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import stat
 import threading
 import time
 from concurrent import futures
+from contextlib import ExitStack
 from http import HTTPStatus
-from pathlib import Path
 
 import grpc
 import structlog
 import torch
 from google.protobuf.json_format import MessageToDict
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -24,26 +22,38 @@ from starlette.routing import Route
 
 from monitor import __version__
 from monitor.errors import PolicyError, SetupError
-from monitor.outputs.alertmanager import AlertmanagerSender
+from monitor.outputs.alertmanager import AlertmanagerSender, Notice
+from monitor.outputs.audit import AuditStore
 from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.http import RunningServer, serve_in_thread
 from monitor.outputs.metrics import Metrics, reload_result
+from monitor.outputs.patience import PatientProtocol
 from monitor.policy.engine import Alert, AlertEngine, AlertState
-from monitor.policy.schema import load_policy
+from monitor.policy.faults import AUDIT_NOT_WRITTEN, FAULTS, Faults, MonitorFault
+from monitor.policy.schema import PolicyFile, load_policy
 from monitor.probes.bank import Bank, load_bank
 from monitor.settings import SidecarSettings
+from monitor.sidecar.admin import Doorbook, admin
+from monitor.sidecar.bearer import BearerToken
+from monitor.sidecar.guard import PageGuard
+from monitor.sidecar.inspect_servicer import MAX_WATCHERS, InspectServicer
+from monitor.sidecar.interceptors import PromptInterceptor, TokenInterceptor
+from monitor.sidecar.limits import MAX_STREAMS
+from monitor.sidecar.listen import listen
+from monitor.sidecar.liveness import Health
 from monitor.sidecar.pipeline import Pipeline
-from monitor.sidecar.servicer import MAX_STREAMS, MAX_WATCHERS, IngestServicer, InspectServicer
+from monitor.sidecar.servicer import IngestServicer
 from monitor.wire.v1 import inspect_pb2_grpc
 
 _LOG = structlog.get_logger("sidecar")
-_SOCKET_MODE = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP
 _THREADS = MAX_STREAMS + MAX_WATCHERS + 16
 """Some are left for calls that end at once, so that health and refusals never wait for a stream."""
-_HARD_MESSAGE_LIMIT = 64 << 20
+_MAX_CONNECTIONS, _MAX_CALLS_OF_CONNECTION = 256, 100
+_MAX_METADATA = 8 << 10
+"""Bytes of what goes before a call's first message."""
+_IDLE_MS, _HANDSHAKE_MS = 300_000, 10_000
 _SWEEP_SECONDS = 1.0
 _GRACE_SECONDS = 1.0
-_LAST_PORT = 65535
 _READY, _LIVE = "affect.monitor.v1.IngestService", ""
 
 
@@ -65,7 +75,19 @@ class Sidecar:
         bank = load_bank(settings.bank)
         policies = load_policy(settings.policy, bank)
         reload_result(self.metrics, successful=True)
+        self._parts = ExitStack()
+        try:
+            self._start(bank, policies)
+        except BaseException:
+            self._parts.close()
+            raise
+
+    def _start(self, bank: Bank, policies: PolicyFile) -> None:
+        settings = self._settings
         self.alerts = AlertEngine(self._notify)
+        self.faults = Faults(self._notify_fault)
+        self._sender = self._make_sender()
+        self._audit = self._make_audit()
         self.pipeline = Pipeline(
             bank,
             policies,
@@ -79,17 +101,14 @@ class Sidecar:
         )
         self._serving, self._stopping = threading.Event(), threading.Event()
         self._reloading = threading.Lock()
-        self._health = health.HealthServicer()
+        self._health = Health()
         self._ingest = IngestServicer(self.pipeline, settings)
+        self._doors = Doorbook(self.metrics, self._audit)
+        self._token = BearerToken(settings.token_file, self._doors.token_file_changed) if settings.token_file else None
+        self._prompt = PromptInterceptor()
         self._http = self._serve_http()
-        self._sender: AlertmanagerSender | None = None
-        if settings.alertmanager_url:
-            self._sender = AlertmanagerSender(settings.alertmanager_url, self.metrics, self._firing)
-        try:
-            self._grpc = self._serve_grpc()
-        except SetupError:
-            self._close()
-            raise
+        self._parts.callback(self._http.stop)
+        self._grpc = self._serve_grpc()
         self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
         self._sweeper.start()
         self._serving.set()
@@ -102,24 +121,26 @@ class Sidecar:
             model=bank.card.model.name,
             policies=[policy.name for policy in policies.policies],
         )
+        admin("start", sink=self._audit, version=__version__, bank=bank.card.bank_id, ingest=settings.ingest)
 
     @property
     def http_url(self) -> str:
         """Address of the HTTP server."""
         return self._http.url
 
-    def reload(self) -> bool:
-        """Takes the policy file anew; a bad one is refused and the old one stays."""
+    def reload(self, by: str = "SIGHUP") -> bool:
+        """Takes the policy file anew, for a signal or a peer; a bad one is refused and the old one stays."""
         with self._reloading:
             try:
                 policies = load_policy(self._settings.policy, self.pipeline.bank)
             except PolicyError as error:
                 reload_result(self.metrics, successful=False)
-                _LOG.error("reload_refused", field=error.field, message=error.message)
+                admin("reload", sink=self._audit, outcome="refused", peer=by, field=error.field, message=error.message)
                 return False
             self.pipeline.replace_policies(policies)
             reload_result(self.metrics, successful=True)
-        _LOG.info("reloaded", policies=[policy.name for policy in policies.policies])
+        names = ",".join(policy.name for policy in policies.policies)
+        admin("reload", sink=self._audit, outcome="taken", peer=by, policies=names)
         return True
 
     def stop(self) -> None:
@@ -132,21 +153,52 @@ class Sidecar:
             time.sleep(0.05)
         self._stopping.set()
         self._grpc.stop(_GRACE_SECONDS).wait()
-        self._close()
+        admin("stop", sink=self._audit)
+        self._parts.close()
         _LOG.info("stopped", finished_turns=self.pipeline.status()["finished_turns"])
 
-    def _close(self) -> None:
-        if self._sender is not None:
-            self._sender.close()
-        self._http.stop()
+    # -- parts: each is ended when the sidecar is, the last one first -------------------------------------------------
 
-    # -- parts --------------------------------------------------------------------------------------------------------
+    def _make_sender(self) -> AlertmanagerSender | None:
+        if not self._settings.alertmanager_url:
+            return None
+        sender = AlertmanagerSender(self._settings.alertmanager_url, self.metrics, self._firing)
+        self._parts.callback(sender.close)
+        return sender
+
+    def _make_audit(self) -> AuditStore | None:
+        settings = self._settings
+        self.metrics.declare("affect_monitor_fault", [(name,) for name in FAULTS])
+        if settings.audit_file is None:
+            return None
+        audit = AuditStore(
+            settings.audit_file,
+            self.metrics,
+            sample_rate=settings.audit_sample_rate,
+            retain_days=settings.audit_retain_days,
+            retain_bytes=settings.audit_retain_bytes,
+            text=settings.audit_text,
+            key_file=settings.audit_key_file,
+            on_fault=lambda failing, why: self.faults.set(AUDIT_NOT_WRITTEN, failing, why),
+        )
+        self._parts.callback(audit.close)
+        return audit
 
     def _serve_grpc(self) -> grpc.Server:
+        token = [TokenInterceptor(self._token, self._doors.token_refused)] if self._token else []
         server = grpc.server(
             futures.ThreadPoolExecutor(_THREADS, "grpc"),
+            interceptors=[*token, self._prompt],
+            maximum_concurrent_rpcs=_THREADS,
             options=[
-                ("grpc.max_receive_message_length", _HARD_MESSAGE_LIMIT),
+                # Twice, so that a frame somewhat too large is a fault of its stream and not the end of it.
+                ("grpc.max_receive_message_length", 2 * self._settings.max_frame_bytes),
+                ("grpc.max_metadata_size", _MAX_METADATA),
+                ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA),
+                ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
+                ("grpc.max_concurrent_streams", _MAX_CALLS_OF_CONNECTION),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.so_reuseport", 0),
                 # An engine whose machine is gone must not hold its stream for ever.
                 ("grpc.keepalive_time_ms", 30_000),
@@ -158,34 +210,27 @@ class Sidecar:
         inspect_pb2_grpc.add_InspectServiceServicer_to_server(InspectServicer(self.pipeline), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._health.set(_LIVE, health_pb2.HealthCheckResponse.SERVING)
-        address = self._settings.ingest
-        socket_path = _socket_path(address)
-        try:
-            if socket_path is not None:
-                _clear_socket(socket_path)
-            self.ingest_port = server.add_insecure_port(address)
-            if socket_path is not None:
-                socket_path.chmod(_SOCKET_MODE)
-        except (RuntimeError, OSError) as error:
-            raise SetupError("--ingest", f"cannot listen on {address} ({error}); choose another address") from None
+        self.ingest_port = listen(server, self._settings, self._doors.certificates_changed)
         server.start()
         return server
 
     def _serve_http(self) -> RunningServer:
+        guarded = PageGuard(self._token, self._settings.http_host, self._doors.token_refused)
         app = Starlette(
             routes=[
-                Route("/", self._landing),
+                Route("/", guarded(self._landing)),
                 Route("/metrics", self._metrics_page),
                 Route("/healthz", lambda _: PlainTextResponse("ok\n")),
                 Route("/readyz", self._ready_page),
-                Route("/-/reload", self._reload_page, methods=["POST"]),
-                Route("/api/turns", self._turns_page),
+                Route("/-/reload", guarded(self._reload_page), methods=["POST"]),
+                Route("/api/turns", guarded(self._turns_page)),
             ]
         )
         registry = CollectorRegistry()
         registry.register(self.metrics)
         self._registry = registry
-        return serve_in_thread(app, self._settings.http_host, self._settings.http_port)
+        host, port = self._settings.http_host, self._settings.http_port
+        return serve_in_thread(app, host, port, protocol=PatientProtocol)
 
     def _metrics_page(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -196,8 +241,8 @@ class Sidecar:
             return PlainTextResponse("starting or draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ready\n")
 
-    def _reload_page(self, _request: Request) -> Response:
-        taken = self.reload()
+    def _reload_page(self, request: Request) -> Response:
+        taken = self.reload(request.client.host if request.client else "")
         return PlainTextResponse("reloaded\n" if taken else "refused; see the log\n", 200 if taken else 400)
 
     def _landing(self, _request: Request) -> Response:
@@ -211,6 +256,7 @@ class Sidecar:
                 "alerts": [
                     {**alert.labels, "state": alert.state.value, **alert.annotations} for alert in self.alerts.active
                 ],
+                "faults": [{**fault.labels, **fault.annotations} for fault in self.faults.active],
                 "pages": ["/metrics", "/healthz", "/readyz", "/api/turns"],
             }
         )
@@ -225,43 +271,23 @@ class Sidecar:
         if self._sender is not None:
             self._sender.send(alert)
 
-    def _firing(self) -> list[Alert]:
-        return [alert for alert in self.alerts.active if alert.state is AlertState.FIRING]
+    def _notify_fault(self, fault: MonitorFault) -> None:
+        self.metrics.set("affect_monitor_fault", float(fault.ended is None), fault.name)
+        state = AlertState.FIRING if fault.ended is None else AlertState.RESOLVED
+        _LOG.warning("monitor_fault", state=state.value, **fault.labels, **fault.annotations)
+        if self._sender is not None:
+            self._sender.send(fault)
+
+    def _firing(self) -> list[Notice]:
+        return [*self.faults.active, *(alert for alert in self.alerts.active if alert.state is AlertState.FIRING)]
 
     def _sweep(self) -> None:
         while not self._stopping.wait(_SWEEP_SECONDS):
             self.pipeline.sweep()
+            self._prompt.sweep()
 
 
 def _baseline(settings: SidecarSettings, bank: Bank, metrics: Metrics) -> BaselineWriter | None:
     if settings.baseline_file is None:
         return None
     return BaselineWriter(settings.baseline_file, bank, settings.baseline_turns, metrics)
-
-
-def _socket_path(address: str) -> Path | None:
-    """The socket of an ingest address; None where it is a TCP port."""
-    if address.startswith("unix:"):
-        return Path(address.removeprefix("unix:").removeprefix("//"))
-    port = address.rpartition(":")[2]
-    if not port.isdecimal() or int(port) > _LAST_PORT:
-        # gRPC would wrap it round and listen somewhere else.
-        raise SetupError("--ingest", f"{address} must be unix:///PATH or HOST:PORT, with a port from 0 to {_LAST_PORT}")
-    return None
-
-
-def _clear_socket(path: Path) -> None:
-    """Removes a socket a dead sidecar left; refuses to remove anything else or a socket in use."""
-    if not path.parent.is_dir():
-        raise SetupError("--ingest", f"folder {path.parent} does not exist; create it or choose another path")
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise SetupError("--ingest", f"{path} exists and is no socket; choose another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise SetupError("--ingest", f"another sidecar serves on {path}; stop it or choose another path")

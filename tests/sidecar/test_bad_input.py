@@ -252,7 +252,7 @@ class TestFrames:
 
     def test_frame_over_the_limit(self, house: House) -> None:
         """A frame over the limit is a fault that tells the limit; its credit comes back and the stream goes on."""
-        frame = edited(house.bad, rows((1 << 16, 1, 1)))
+        frame = edited(house.bad, rows((20 << 10, 1, 1)))
 
         answer = house.here.send(frame)
 

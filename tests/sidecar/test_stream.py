@@ -84,7 +84,7 @@ class TestClients:
         self, transport: str, serve: Any, connect: Any, capture: Any, small_bank: Bank, eventually: Any, address: str
     ) -> None:
         """A client of the generated stub and our own get identical assessments."""
-        sidecar = serve(**({"ingest": "127.0.0.1:0"} if transport == "tcp" else {}))
+        sidecar = serve(**({"ingest": "127.0.0.1:0", "insecure": True} if transport == "tcp" else {}))
         target = address if transport == "unix" else f"127.0.0.1:{sidecar.ingest_port}"
         turns, ours = some_turns(small_bank), capture(target)
         stream = connect(target).stream(small_bank, engine_id="stock")

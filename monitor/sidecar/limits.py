@@ -1,0 +1,209 @@
+"""What one client may send and hold, whoever it is: names, numbers of things, pace, streams, lines of log."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from monitor.errors import FrameError, ModelMismatchError, TurnError
+from monitor.wire.v1 import ingest_pb2
+
+MAX_EVENTS = 1 << 14
+"""In one frame. The first frame of a connection tells of all requests under way, two or three events each."""
+MAX_SPANS = 1 << 14
+MAX_TOKENS = 1 << 18
+"""In one frame: of hidden states it never carries as many, of projected rows it might."""
+MAX_DIMENSIONS = 8
+MAX_LAYERS = 256
+MAX_ID_LENGTH = 256
+MAX_LABELS, MAX_LABEL_LENGTH = 16, 128
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.-]{0,62}")
+MAX_STREAMS, MAX_STREAMS_OF_PEER = 64, 32
+"""At once: each holds a thread of the server for as long as it is open."""
+UNITS_PER_SECOND, UNITS_AT_ONCE = 20_000.0, 4.0 * MAX_EVENTS
+"""Frames and events of one stream, each a unit: an engine needs a few hundred, one without rows could send millions."""
+_LINES, _LINES_SECONDS = 5, 60.0
+
+Clock = Callable[[], float]
+
+
+# -- what is in a message ---------------------------------------------------------------------------------------------
+
+
+def check_frame(message: ingest_pb2.StreamActivationsRequest) -> None:
+    """Refuses a frame of which one part is too long to look at, before anything does.
+
+    Raises:
+        FrameError: Too many events, spans, tokens or dimensions.
+    """
+    spans = message.spans
+    for field, reason, found, most in (
+        ("events", "events", len(message.events), MAX_EVENTS),
+        ("spans.request_ids", "spans", len(spans.request_ids), MAX_SPANS),
+        ("spans.starts", "spans", len(spans.starts), MAX_SPANS),
+        ("spans.counts", "spans", len(spans.counts), MAX_SPANS),
+        ("spans.token_ids", "spans", len(spans.token_ids), MAX_TOKENS),
+        ("rows.shape", "shape", len(message.rows.shape), MAX_DIMENSIONS),
+    ):
+        if found > most:
+            raise FrameError(field, f"{found} in one frame; the limit is {most}, send them in parts", reason=reason)
+
+
+def check_hello(hello: ingest_pb2.Hello) -> None:
+    """Refuses an engine that does not say who it is, or says too much.
+
+    Raises:
+        FrameError: A name is missing or too long.
+        ModelMismatchError: It has more layers than any bank.
+    """
+    if not hello.engine_id:
+        fix = "name the engine process, the same at every connection"
+        raise FrameError("hello.engine_id", f"must have 1 to {MAX_ID_LENGTH} characters; {fix}", reason="id")
+    for field, value in hello.ListFields():
+        if field.type == field.TYPE_STRING and len(value) > MAX_ID_LENGTH:
+            raise FrameError(
+                f"hello.{field.name}", f"has more than {MAX_ID_LENGTH} characters; shorten it", reason="id"
+            )
+    if len(hello.layers) > MAX_LAYERS:
+        raise ModelMismatchError("hello.layers", f"{len(hello.layers)} of them; send those that Describe asks for")
+
+
+def check_start(request_id: str, start: ingest_pb2.Start) -> None:
+    """Refuses names that would fill the memory of the sidecar, or the terminal of whoever reads them.
+
+    Raises:
+        TurnError: The request has no id, an id is too long, or a label cannot be kept.
+    """
+    if not request_id:
+        raise TurnError("events.request_id", "must not be empty; name the request", reason="id")
+    ids = {"request_id": request_id, "start.external_id": start.external_id, "start.session_id": start.session_id}
+    for name, value in ids.items():
+        if len(value) > MAX_ID_LENGTH:
+            raise TurnError(f"events.{name}", f"has more than {MAX_ID_LENGTH} characters; shorten it", reason="id")
+    if len(start.labels) > MAX_LABELS:
+        fix = "send those that policies match on"
+        raise _bad_labels(f"{len(start.labels)} of them; the limit is {MAX_LABELS}, {fix}")
+    for name, value in start.labels.items():
+        if not is_label_name(name):
+            raise _bad_labels("a name must be 1 to 63 letters, digits or any of _.-, and begin with a letter or _")
+        if len(value) > MAX_LABEL_LENGTH or not value.isprintable():
+            raise _bad_labels(f"{name} must have at most {MAX_LABEL_LENGTH} characters, all of them printable")
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a request may carry a label of this name."""
+    return _LABEL_NAME.fullmatch(name) is not None
+
+
+def _bad_labels(message: str) -> TurnError:
+    return TurnError("events.start.labels", message, reason="labels")
+
+
+# -- how much of it ---------------------------------------------------------------------------------------------------
+
+
+class Pace:
+    """Holds one stream to a steady pace: tells how long to wait before its next frame is read.
+
+    Waiting is pushing back: what is not read fills the window of HTTP/2, and the client cannot send more.
+
+    Args:
+        clock: Seconds that never go back.
+        rate: Units a second.
+        burst: Units that may come at once after a rest.
+    """
+
+    def __init__(
+        self, clock: Clock = time.monotonic, *, rate: float = UNITS_PER_SECOND, burst: float = UNITS_AT_ONCE
+    ) -> None:
+        self._clock, self._rate, self._burst = clock, rate, burst
+        self._left, self._since = burst, clock()
+
+    def wait(self, units: float) -> float:
+        """Takes so many units; returns the seconds to wait, 0 for a stream that keeps within its pace."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._since) * self._rate) - units
+        self._since = now
+        return max(0.0, -self._left / self._rate)
+
+
+class StreamSlots:
+    """Room for streams, of which one machine may take a part.
+
+    Args:
+        total: Streams at once.
+        of_peer: Streams of one peer at once.
+    """
+
+    def __init__(self, total: int = MAX_STREAMS, of_peer: int = MAX_STREAMS_OF_PEER) -> None:
+        self._total, self._of_peer = total, of_peer
+        self._lock = threading.Lock()
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, peer: str) -> Iterator[None]:
+        """Holds room for one stream.
+
+        Args:
+            peer: The peer as gRPC names it.
+
+        Raises:
+            FrameError: There is no room.
+        """
+        machine = machine_of(peer)
+        with self._lock:
+            self._check(machine)
+            self._held[machine] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held[machine] -= 1
+                if not self._held[machine]:
+                    del self._held[machine]
+
+    def _check(self, machine: str) -> None:
+        if self._held.total() >= self._total:
+            raise FrameError("stream", f"{self._total} are open, the limit; come later", reason="stream_limit")
+        if machine and self._held[machine] >= self._of_peer:
+            message = f"{self._of_peer} of {machine} are open, the limit for one peer; come later"
+            raise FrameError("stream", message, reason="stream_limit")
+
+
+def machine_of(peer: str) -> str:
+    """The machine of a peer as gRPC names it (``ipv4:10.0.0.1:4711``); empty on a unix socket."""
+    return peer.rpartition(":")[0] if peer.startswith("ip") else ""
+
+
+class LogLimiter:
+    """Keeps a client from filling the log: lets a few lines of each kind through in a minute.
+
+    Args:
+        clock: Seconds that never go back.
+        lines: Lines of a kind in a span of time.
+        seconds: That span.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic, *, lines: int = _LINES, seconds: float = _LINES_SECONDS) -> None:
+        self._clock, self._lines, self._seconds = clock, lines, seconds
+        self._lock = threading.Lock()
+        self._began: dict[str, float] = {}
+        self._count: Counter[str] = Counter()
+
+    def admit(self, kind: str) -> int | None:
+        """None when a line of this kind must not be written, or how many were left out before it.
+
+        Args:
+            kind: One of a fixed set, never what a client says.
+        """
+        with self._lock:
+            now, left_out = self._clock(), 0
+            if now - self._began.get(kind, -self._seconds) >= self._seconds:
+                left_out = max(0, self._count.pop(kind, 0) - self._lines)
+                self._began[kind] = now
+            self._count[kind] += 1
+            return left_out if self._count[kind] <= self._lines else None
