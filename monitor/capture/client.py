@@ -1,8 +1,9 @@
 """Sends hidden states to the sidecar from inside an inference server, without ever slowing or breaking it.
 
-The engine's thread only appends to a bounded queue. One thread of the client connects, sends and reads answers; when
-the queue is full rows are dropped, and the sidecar is told which (a Gap), so that coverage stays true. What was taken
-from the queue for a connection and not acknowledged when it broke counts as lost and is told as a Gap on the next one.
+The engine's thread only appends to a bounded queue. One thread of the client connects, sends and reads answers. When
+the queue fills, whole turns are dropped first, by a hash of the request id; the sidecar is told of every token that
+does not come (a Gap), so that coverage stays true. What was taken from the queue for a connection and not acknowledged
+when it broke counts as lost and is told as a Gap on the next one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import torch
 
-from monitor.wire.codec import DTYPES, encode_frame
+from monitor.capture.credentials import ClientTls, open_channel
+from monitor.capture.memory import SharedRing
+from monitor.capture.sampling import admitted_share, kept_share, position_of
+from monitor.capture.step import MAX_UINT32, Step
+from monitor.wire.codec import decode_tensor, describe_rows, encode_frame
+from monitor.wire.projection import Projection
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
@@ -33,12 +40,12 @@ _FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 0.8
 _CANCEL_TIMEOUT = 1.0
 _DEFAULT_MAX_FRAME = 4 << 20
 """What gRPC servers take unless told otherwise: for a sidecar that does not say."""
-_FRAME_OVERHEAD, _SPAN_OVERHEAD, _EVENT_OVERHEAD, _TOKEN_OVERHEAD = 256, 24, 8, 5
-"""Upper bounds, in bytes, of what a frame, span, event and token cost beside names, messages and rows."""
-_MAX_UINT32 = 2**32 - 1
+_FRAME_OVERHEAD, _EVENT_OVERHEAD = 256, 8
+"""Upper bounds, in bytes, of what a frame and an event cost beside names, messages and rows."""
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the sidecar's max_frame_bytes governs
-    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_receive_message_length", 64 << 20),  # Describe may carry the probes
+    ("grpc.http2.max_frame_size", (1 << 24) - 1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Reconnecting is this module's business; grpc's own backoff would add seconds to it.
@@ -48,83 +55,12 @@ _OPTIONS = (
 )
 
 
-class _Rows(NamedTuple):
-    """Rows of one engine step, or of a part of it."""
-
-    request_ids: Sequence[str]
-    starts: Sequence[int]
-    counts: Sequence[int]
-    token_ids: Sequence[int]
-    rows: torch.Tensor
-
-    def problem(self) -> str:
-        """What keeps these rows from being sent; empty if nothing does."""
-        if not len(self.request_ids) == len(self.starts) == len(self.counts):
-            return "request_ids, starts and counts must be equally long"
-        if min(self.counts, default=1) < 1 or min(self.starts, default=0) < 0:
-            return "starts must not be negative, counts must be positive"
-        positions, tokens = max(self.starts, default=0) + sum(self.counts), self.token_ids
-        if positions > _MAX_UINT32 or min(tokens, default=0) < 0 or max(tokens, default=0) > _MAX_UINT32:
-            return "positions and token ids must be unsigned 32-bit integers"
-        if self.rows.dim() != 3 or not sum(self.counts) == len(self.token_ids) == len(self.rows):  # noqa: PLR2004
-            return "rows must be [sum(counts), layers, hidden], with one token id for each row"
-        if self.rows.dtype not in DTYPES.values() or self.rows.device.type != "cpu":
-            return "rows must be bfloat16, float16 or float32, on the CPU"
-        return ""
-
-    def pick(self, known: set[str]) -> _Rows | None:
-        """The rows of known requests alone; None if there are none."""
-        held = [request_id in known for request_id in self.request_ids]
-        if all(held):
-            return self if held else None
-        if not any(held):
-            return None
-        keep = torch.repeat_interleave(torch.tensor(held), torch.tensor(self.counts))
-        spans = zip(held, self.request_ids, self.starts, self.counts, strict=True)
-        ids, starts, counts = zip(*(span for take, *span in spans if take), strict=True)
-        tokens = [token for token, take in zip(self.token_ids, keep.tolist(), strict=True) if take]
-        return _Rows(ids, starts, counts, tokens, self.rows[keep])
-
-    def fitting(self, room: int) -> tuple[int, int]:
-        """How many leading rows fit into so many bytes, and at most how many bytes they take."""
-        per_row = self.rows[0].nbytes + _TOKEN_OVERHEAD
-        fitting, left = 0, room
-        for request_id, count in zip(self.request_ids, self.counts, strict=True):
-            here = max(0, min(count, (left - len(request_id.encode()) - _SPAN_OVERHEAD) // per_row))
-            fitting += here
-            left -= len(request_id.encode()) + _SPAN_OVERHEAD + here * per_row
-            if here < count:
-                break
-        return fitting, room - left
-
-    def cut(self, at: int) -> tuple[_Rows, _Rows]:
-        """The first rows and the others."""
-        span, before = 0, 0
-        while before + self.counts[span] < at:
-            before += self.counts[span]
-            span += 1
-        inside = at - before
-        head = _Rows(
-            self.request_ids[: span + 1],
-            self.starts[: span + 1],
-            [*self.counts[:span], inside],
-            self.token_ids[:at],
-            self.rows[:at],
-        )
-        rest = span if inside < self.counts[span] else span + 1
-        starts, counts = list(self.starts[rest:]), list(self.counts[rest:])
-        if rest == span:
-            starts[0] += inside
-            counts[0] -= inside
-        return head, _Rows(self.request_ids[rest:], starts, counts, self.token_ids[at:], self.rows[at:])
-
-
 class _Content(NamedTuple):
     """What one frame carries."""
 
     sequence: int
     events: list[ingest_pb2.Event]
-    rows: _Rows | None = None
+    step: Step | None = None
     hello: ingest_pb2.Hello | None = None
 
 
@@ -147,6 +83,7 @@ class Counters:
         tokens: Tokens whose rows were sent.
         dropped_tokens: Tokens whose rows were dropped for want of room, or because they could not be sent.
         dropped_requests: Requests that were dropped whole; their tokens are in ``dropped_tokens``.
+        sampled_out_requests: Requests that were not in the sample.
         reconnects: Connections that were lost.
         faults: Faults the sidecar found.
         errors: Errors in this client, its caller's arguments or its callbacks.
@@ -156,6 +93,7 @@ class Counters:
     tokens: int = 0
     dropped_tokens: int = 0
     dropped_requests: int = 0
+    sampled_out_requests: int = 0
     reconnects: int = 0
     faults: int = 0
     errors: int = 0
@@ -167,6 +105,8 @@ class _Link:
 
     credit: int
     max_frame: int
+    projection: Projection | None = None
+    ring: SharedRing | None = None
     accepted: bool = False
     closed: bool = False
     sequence: int = 0
@@ -178,6 +118,10 @@ class _Link:
     faults: set[str] = field(default_factory=set)
     """Kinds of faults that were logged."""
 
+    def row_bytes(self, rows: torch.Tensor) -> int:
+        """What one row takes on the wire."""
+        return rows[0].nbytes if self.projection is None else 2 * len(self.projection.bias)
+
 
 class SidecarClient:
     """A stream of frames to one sidecar.
@@ -185,8 +129,9 @@ class SidecarClient:
     Args:
         address: ``unix:///path`` or ``host:port`` of the sidecar's ingest service.
         hello: Who is sending; layers and hidden size are those of every row.
-        queue_bytes: Rows that may wait; beyond it rows are dropped and reported as gaps.
-        queue_steps: Steps that may wait; beyond it whole requests are dropped.
+        queue_bytes: Rows that may wait; as they near it whole turns are dropped, and reported as gaps.
+        queue_steps: Steps that may wait; beyond it requests are dropped untold.
+        tls: Certificates for a sidecar on TCP.
         on_assessment: Called in the client's thread with the assessment of each finished turn.
     """
 
@@ -197,9 +142,11 @@ class SidecarClient:
         *,
         queue_bytes: int = 64 << 20,
         queue_steps: int = 50_000,
+        tls: ClientTls | None = None,
         on_assessment: Callable[[ingest_pb2.Assessment], None] | None = None,
     ) -> None:
         self._address = address
+        self._tls = tls
         self._hello = ingest_pb2.Hello()
         self._hello.CopyFrom(hello)
         self._hello.answer_every = _ANSWER_EVERY
@@ -209,10 +156,16 @@ class SidecarClient:
         self.counters = Counters()
         # Guards everything below.
         self._ready = threading.Condition()
-        self._queue: deque[ingest_pb2.Event | _Rows] = deque()
+        self._queue: deque[ingest_pb2.Event | Step] = deque()
         self._waiting_bytes = 0
+        self._rate = 1.0
+        self._known: dict[str, float] = {}
+        """Requests whose rows are sent, and their position in the order of sampling."""
+        self._aside: dict[str, tuple[ingest_pb2.Event, Any]] = {}
+        """Requests that are told of at their end alone: their start, and why."""
+        self._shed: set[str] = set()
+        """Requests under way that were dropped; what is missing of them is told with their end."""
         self._gaps: dict[str, tuple[int, int]] = {}
-        self._known: set[str] = set()
         self._open: dict[str, _Open] = {}
         self._link: _Link | None = None
         self._call: Any = None
@@ -242,11 +195,18 @@ class SidecarClient:
                 prompt_length=prompt_length, labels=labels or {}, session_id=session_id, external_id=external_id
             )
             event = ingest_pb2.Event(request_id=request_id, start=begin)
-            if self._stopping or len(self._queue) >= self._queue_steps:
+            position = position_of(request_id)
+            if self._full():
                 self.counters.dropped_requests += 1
-                return
-            self._known.add(request_id)
-            self._push(event)
+            elif position >= self._rate:
+                self.counters.sampled_out_requests += 1
+                self._aside[request_id] = event, ingest_pb2.GAP_REASON_SAMPLED_OUT
+            elif position >= admitted_share(self._fullness()):
+                self.counters.dropped_requests += 1
+                self._aside[request_id] = event, ingest_pb2.GAP_REASON_DROPPED
+            else:
+                self._known[request_id] = position
+                self._push(event)
 
     def rows(
         self,
@@ -256,7 +216,7 @@ class SidecarClient:
         token_ids: Sequence[int],
         rows: torch.Tensor,
     ) -> None:
-        """Hands over the rows of one engine step; the tensor must not be written to afterwards.
+        """Hands over the rows of one engine step; they must not change afterwards.
 
         Args:
             request_ids: Requests with rows in this step, distinct.
@@ -266,35 +226,54 @@ class SidecarClient:
             rows: [sum(counts), layers, hidden] on the CPU.
         """
         with self._shielded(), self._ready:
-            step = _Rows(request_ids, starts, counts, token_ids, rows)
+            step = Step(request_ids, starts, counts, token_ids, rows)
             problem = step.problem()
-            room = self._waiting_bytes + rows.nbytes <= self._queue_bytes and len(self._queue) < self._queue_steps
-            if problem or not room or self._stopping:
+            if problem or self._full():
                 self._drop(step)
                 if problem:
                     raise ValueError(problem)
                 return
-            held = step.pick(self._known)
-            self.counters.dropped_tokens += len(rows) - (0 if held is None else len(held.rows))
-            if held is not None:
+            share = kept_share(self._fullness())
+            if share < 1:
+                self._shed_beyond(share, request_ids)
+            held = step.only(self._known)
+            self._count_dropped(step, held)
+            if held is None:
+                return
+            if self._waiting_bytes + held.rows.nbytes > self._queue_bytes:
+                self._drop(held)
+                return
+            if self._gaps:
                 for request_id in held.request_ids:
                     self._push_gap(request_id)
-                self._push(held)
+            self._push(held)
 
     def end(self, request_id: str, total_tokens: int, reason: int = ingest_pb2.END_REASON_STOP) -> None:
         """Announces that a request is over and how many of its tokens the model processed."""
         with self._shielded(), self._ready:
             finish = ingest_pb2.End(reason=reason, total_tokens=total_tokens)  # type: ignore[arg-type]
-            if request_id in self._known:
-                self._known.discard(request_id)
+            event = ingest_pb2.Event(request_id=request_id, end=finish)
+            if self._known.pop(request_id, None) is not None:
                 self._push_gap(request_id)
-                self._push(ingest_pb2.Event(request_id=request_id, end=finish))
+                self._push(event)
+            elif request_id in self._shed:
+                self._push(event)
+            elif request_id in self._aside:
+                start, why = self._aside.pop(request_id)
+                if not self._full():
+                    for told in (start, _gap(request_id, 0, total_tokens, why), event):
+                        self._push(told)
 
     # -- waiting, for programs that want to ---------------------------------------------------------------------------
 
     def wait_connected(self, timeout: float) -> bool:
         """Waits until the sidecar has accepted the stream."""
         return self._connected.wait(timeout)
+
+    def wait_room(self, share: float, timeout: float) -> bool:
+        """Waits until no more than this share of the queue's bytes is taken."""
+        with self._ready:
+            return self._ready.wait_for(lambda: self._fullness() <= share or self._stopping, timeout)
 
     def flush(self, timeout: float) -> bool:
         """Waits until everything handed over so far was taken by the sidecar."""
@@ -318,8 +297,8 @@ class SidecarClient:
                 self._call.cancel()
         self._thread.join(_CANCEL_TIMEOUT)
         with self._ready:
-            self._queue.clear()
-            self._known.clear()
+            for held in (self._queue, self._known, self._aside, self._shed):
+                held.clear()
             self._waiting_bytes = 0
 
     # -- under the lock -----------------------------------------------------------------------------------------------
@@ -328,9 +307,15 @@ class SidecarClient:
         link = self._link
         return not self._queue and link is not None and link.accepted and link.through >= link.sequence
 
-    def _push(self, item: ingest_pb2.Event | _Rows) -> None:
+    def _full(self) -> bool:
+        return self._stopping or len(self._queue) >= self._queue_steps
+
+    def _fullness(self) -> float:
+        return self._waiting_bytes / self._queue_bytes if self._queue_bytes else 1.0
+
+    def _push(self, item: ingest_pb2.Event | Step) -> None:
         self._queue.append(item)
-        if isinstance(item, _Rows):
+        if isinstance(item, Step):
             self._waiting_bytes += item.rows.nbytes
         self._ready.notify_all()
 
@@ -339,11 +324,31 @@ class SidecarClient:
         if request_id in self._gaps:
             self._push(_gap(request_id, *self._gaps.pop(request_id)))
 
-    def _drop(self, step: _Rows) -> None:
+    def _shed_beyond(self, share: float, request_ids: Sequence[str]) -> None:
+        """Gives up those of some requests that lie beyond the share that can be kept."""
+        for request_id in request_ids:
+            if self._known.get(request_id, -1.0) >= share:
+                del self._known[request_id]
+                self._gaps.pop(request_id, None)
+                self._shed.add(request_id)
+                self.counters.dropped_requests += 1
+
+    def _count_dropped(self, step: Step, held: Step | None) -> None:
+        """Counts the rows that were taken out of a step; those outside the sample are no loss."""
+        if held is step:
+            return
+        self.counters.dropped_tokens += sum(
+            count
+            for request_id, count in zip(step.request_ids, step.counts, strict=True)
+            if request_id not in self._known
+            and self._aside.get(request_id, (None, None))[1] != ingest_pb2.GAP_REASON_SAMPLED_OUT
+        )
+
+    def _drop(self, step: Step) -> None:
         """Notes the rows of a step as gaps, one a request, so that what waits stays bounded."""
         for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=False):
             self.counters.dropped_tokens += count
-            if request_id in self._known and count > 0 and 0 <= start <= _MAX_UINT32 - count:
+            if request_id in self._known and count > 0 and 0 <= start <= MAX_UINT32 - count:
                 begin, end = self._gaps.get(request_id, (start, start))
                 self._gaps[request_id] = (min(begin, start), max(end, start + count))
 
@@ -367,56 +372,86 @@ class SidecarClient:
         """Takes what goes into the next frame, in the order the sidecar applies it: starts, rows, gaps and ends."""
         link.sequence += 1
         events: list[ingest_pb2.Event] = []
-        rows: _Rows | None = None
+        step: Step | None = None
         late = False
         room = link.max_frame - _FRAME_OVERHEAD
         while self._queue:
             item = self._queue[0]
-            empty = rows is None and not events
-            if isinstance(item, _Rows):
-                fitting, size = item.fitting(room)
-                if rows is not None or late or (fitting == 0 and not empty):
+            empty = step is None and not events
+            if isinstance(item, Step):
+                if self._drop_shed(item):
+                    continue
+                fitting, size = item.fitting(room, link.row_bytes(item.rows))
+                if step is not None or late or (fitting == 0 and not empty):
                     break
-                rows = self._take_rows(max(1, fitting))
+                step = self._take_rows(max(1, fitting))
+                self._note_rows(step)
                 if fitting < len(item.rows):
                     break
             else:
-                size = item.ByteSize() + _EVENT_OVERHEAD
                 begins = item.HasField("start")
-                if (begins and (late or rows is not None)) or (size > room and not empty):
+                told = self._last_words(item) if item.request_id in self._shed and not begins else [item]
+                size = sum(event.ByteSize() + _EVENT_OVERHEAD for event in told)
+                if (begins and (late or step is not None)) or (size > room and not empty):
                     break
                 late = not begins
-                events.append(item)
+                events += told
                 self._queue.popleft()
+                for event in told:
+                    self._note(link, event)
             room -= size
-        self._note(link, events, rows)
-        return _Content(link.sequence, events, rows)
+        return _Content(link.sequence, events, step)
 
-    def _take_rows(self, count: int) -> _Rows:
+    def _drop_shed(self, item: Step) -> bool:
+        """Takes the rows of requests that were given up out of the step that stands in front."""
+        held = item.without(self._shed) if self._shed else item
+        if held is item:
+            return False
+        self._queue.popleft()
+        self._waiting_bytes -= item.rows.nbytes
+        self.counters.dropped_tokens += len(item.rows) - (0 if held is None else len(held.rows))
+        if held is not None:
+            self._queue.appendleft(held)
+            self._waiting_bytes += held.rows.nbytes
+        self._ready.notify_all()
+        return True
+
+    def _last_words(self, end: ingest_pb2.Event) -> list[ingest_pb2.Event]:
+        """The end of a request that was given up, behind a gap of all that was not sent of it; other gaps are in it."""
+        if not end.HasField("end"):
+            return []
+        told = self._open[end.request_id].told
+        missing = end.end.total_tokens - told
+        return [_gap(end.request_id, told, end.end.total_tokens), end] if missing > 0 else [end]
+
+    def _take_rows(self, count: int) -> Step:
         """Takes the first rows of those that stand in front; the others stay."""
         item = self._queue.popleft()
-        assert isinstance(item, _Rows)  # noqa: S101 - for the type checker
+        assert isinstance(item, Step)  # noqa: S101 - for the type checker
         if count < len(item.rows):
             item, rest = item.cut(count)
             self._queue.appendleft(rest)
         self._waiting_bytes -= item.rows.nbytes
+        self._ready.notify_all()
         return item
 
-    def _note(self, link: _Link, events: list[ingest_pb2.Event], rows: _Rows | None) -> None:
-        """Remembers what a next connection would have to be told of this frame."""
-        for event in events:
-            if event.HasField("start"):
-                self._open[event.request_id] = _Open(event)
-        if rows is not None:
-            for request_id, start, count in zip(rows.request_ids, rows.starts, rows.counts, strict=True):
-                self._open[request_id].told = max(self._open[request_id].told, start + count)
-        for event in events:
-            request = self._open[event.request_id]
-            if event.HasField("gap"):
-                request.told = max(request.told, event.gap.start + event.gap.count)
-            elif event.HasField("end"):
-                request.end = event
-                link.ending.append((link.sequence, request))
+    def _note_rows(self, step: Step) -> None:
+        """Remembers what a next connection would have to be told of these rows."""
+        for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
+            self._open[request_id].told = max(self._open[request_id].told, start + count)
+
+    def _note(self, link: _Link, event: ingest_pb2.Event) -> None:
+        """Remembers what a next connection would have to be told of this event."""
+        if event.HasField("start"):
+            self._open[event.request_id] = _Open(event)
+            return
+        request = self._open[event.request_id]
+        if event.HasField("gap"):
+            request.told = max(request.told, event.gap.start + event.gap.count)
+        elif event.HasField("end"):
+            self._shed.discard(event.request_id)
+            request.end = event
+            link.ending.append((link.sequence, request))
 
     # -- the client's own thread --------------------------------------------------------------------------------------
 
@@ -425,7 +460,7 @@ class SidecarClient:
         while not self._stopping:
             began = time.monotonic()
             try:
-                with grpc.insecure_channel(self._address, options=_OPTIONS) as channel:
+                with open_channel(self._address, _OPTIONS, self._tls) as channel:
                     self._stream(channel)
                 self._tell(logging.WARNING, "the sidecar ended the stream")
             except grpc.RpcError as error:
@@ -452,8 +487,7 @@ class SidecarClient:
             response_deserializer=ingest_pb2.DescribeResponse.FromString,
         )
         asked = self._hold(describe.future(ingest_pb2.DescribeRequest(), timeout=_CALL_TIMEOUT))
-        wanted = asked.result()
-        link = _Link(wanted.initial_credit_bytes, wanted.max_frame_bytes or _DEFAULT_MAX_FRAME)
+        link = self._agree(asked.result())
         stream = channel.stream_stream(
             _SERVICE + "StreamActivations",
             request_serializer=None,
@@ -470,6 +504,22 @@ class SidecarClient:
                 link.closed = True
                 self._link = self._call = None
                 self._ready.notify_all()
+
+    def _agree(self, wanted: ingest_pb2.DescribeResponse) -> _Link:
+        """Takes over what the sidecar wants."""
+        self._rate = wanted.sampling_rate or 1.0
+        self._hello.wants_shared_memory = bool(wanted.shared_memory_bytes) and self._folder() is not None
+        self._hello.projection = wanted.projection.probes
+        link = _Link(wanted.initial_credit_bytes, wanted.max_frame_bytes or _DEFAULT_MAX_FRAME)
+        if wanted.HasField("projection"):
+            told = wanted.projection
+            link.projection = Projection(decode_tensor(told.weights), decode_tensor(told.bias))
+        return link
+
+    def _folder(self) -> Path | None:
+        """Folder of the ingest socket; None over TCP."""
+        _, unix, path = self._address.partition("unix:")
+        return Path(path.removeprefix("//")).parent if unix else None
 
     def _hold(self, call: Any) -> Any:
         """Keeps a call where ``close`` can cancel it."""
@@ -491,10 +541,14 @@ class SidecarClient:
                 "sidecar set aside %s of %s: %s (more of this kind are counted, not logged)",
                 fault.field, fault.request_id or "a frame", fault.message,
             )  # fmt: skip
+        ring = self._attach(response)
         with self._ready:
             link.accepted = True
+            link.ring = ring or link.ring
             link.credit += response.credit_bytes
             link.through = max(link.through, response.through_sequence)
+            if link.ring is not None:
+                link.ring.release(link.through)
             while link.ending and link.ending[0][0] <= link.through:
                 _, request = link.ending.popleft()
                 if self._open.get(request.start.request_id) is request:
@@ -506,6 +560,17 @@ class SidecarClient:
                 with self._shielded():
                     self._on_assessment(assessment)
 
+    def _attach(self, response: ingest_pb2.StreamActivationsResponse) -> SharedRing | None:
+        """The memory that the sidecar lends; without it rows travel in the frames."""
+        folder = self._folder()
+        if folder is None or not response.HasField("shared_memory"):
+            return None
+        try:
+            return SharedRing(folder, response.shared_memory)
+        except OSError as error:
+            _LOG.warning("no shared memory (%s); rows travel in the frames", error)
+            return None
+
     def _frames(self, link: _Link) -> Iterator[bytes]:
         """Frames of one connection, each as soon as there is something to send and credit for it.
 
@@ -514,16 +579,16 @@ class SidecarClient:
         with self._ready:
             content = self._opening(link)
         while True:
-            frame = self._encode(content)
+            frame, size = self._encode(link, content)
             with self._ready:
                 # A frame larger than the whole credit goes out alone rather than never.
                 alone = content.sequence - 1
-                self._ready.wait_for(lambda: link.closed or link.credit >= len(frame) or link.through >= alone)  # noqa: B023 - used at once
+                self._ready.wait_for(lambda: link.closed or link.credit >= size or link.through >= alone)  # noqa: B023 - used at once
                 if link.closed:
                     return
-                link.credit -= len(frame)
+                link.credit -= size
             self.counters.frames += 1
-            self.counters.tokens += 0 if content.rows is None else len(content.rows.rows)
+            self.counters.tokens += 0 if content.step is None else len(content.step.rows)
             yield frame
             with self._ready:
                 self._ready.wait_for(
@@ -535,16 +600,33 @@ class SidecarClient:
                 self._urged = False
                 content = self._fill(link)
 
-    def _encode(self, content: _Content) -> bytes:
+    def _encode(self, link: _Link, content: _Content) -> tuple[bytes, int]:
+        """A frame, and the bytes it takes of the sidecar's credit."""
         message = ingest_pb2.StreamActivationsRequest(
             sequence=content.sequence, sent_unix_ns=time.time_ns(), hello=content.hello, events=content.events
         )
-        if content.rows is None:
-            return encode_frame(message, None)
-        ids, starts, counts, token_ids, rows = content.rows
+        if content.step is None:
+            frame = encode_frame(message, None)
+            return frame, len(frame)
+        ids, starts, counts, token_ids, rows = content.step
         spans = ingest_pb2.Spans(request_ids=ids, starts=starts, counts=counts, token_ids=token_ids)
         message.spans.CopyFrom(spans)
-        return encode_frame(message, rows)
+        if link.projection is not None:
+            rows = _projected(link.projection, rows)
+        if link.ring is None or not link.ring.holds(rows.nbytes):
+            frame = encode_frame(message, rows)
+            return frame, len(frame)
+        message.rows.CopyFrom(describe_rows(rows))
+        message.rows.shared.CopyFrom(self._lay(link, link.ring, content.sequence, rows))
+        frame = encode_frame(message, None)
+        return frame, len(frame) + rows.nbytes
+
+    def _lay(self, link: _Link, ring: SharedRing, sequence: int, rows: torch.Tensor) -> ingest_pb2.SharedData:
+        """Lays rows into shared memory, as soon as there is room."""
+        with self._ready:
+            self._ready.wait_for(lambda: link.closed or ring.place(rows.nbytes) is not None)
+            place = ring.place(rows.nbytes) or 0
+        return ring.write(sequence, place, rows)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -570,6 +652,13 @@ class SidecarClient:
             yield
         except Exception as error:  # noqa: BLE001 - the engine must not see it
             self._complain(error)
+
+
+def _projected(projection: Projection, rows: torch.Tensor) -> torch.Tensor:
+    """What the probes make of rows, in half precision: [tokens, 1, probes]."""
+    scores = torch.empty((len(rows), len(projection.bias)))
+    projection.apply(rows, scores)
+    return scores.half()[:, None]
 
 
 def _gap(request_id: str, start: int, end: int, reason: Any = ingest_pb2.GAP_REASON_DROPPED) -> ingest_pb2.Event:

@@ -54,14 +54,35 @@ def encode_frame(message: ingest_pb2.StreamActivationsRequest, rows: torch.Tenso
     head: bytes = message.SerializeToString()
     if rows is None:
         return head
-    if rows.dtype not in _WIRE_DTYPES:
-        raise FrameError("rows.dtype", f"{rows.dtype} is not on the wire; send one of {sorted(map(str, _WIRE_DTYPES))}")
-    described = ingest_pb2.Tensor(dtype=_WIRE_DTYPES[rows.dtype], shape=rows.shape).SerializeToString()
+    described = describe_rows(rows).SerializeToString()
     # As bytes, since numpy has no bfloat16; flat first, since view() refuses the odd strides of dimensions of one.
     flat = rows.detach().contiguous().as_strided((rows.numel(),), (1,))
     data = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
     inner = described + _tag(_DATA_FIELD) + _varint(data.nbytes)
     return b"".join((head, _tag(_ROWS_FIELD), _varint(len(inner) + data.nbytes), inner, data))
+
+
+def describe_rows(rows: torch.Tensor) -> ingest_pb2.Tensor:
+    """Dtype and shape of rows, without their elements.
+
+    Raises:
+        FrameError: The rows have a dtype the wire does not carry.
+    """
+    if rows.dtype not in _WIRE_DTYPES:
+        raise FrameError("rows.dtype", f"{rows.dtype} is not on the wire; send one of {sorted(map(str, _WIRE_DTYPES))}")
+    return ingest_pb2.Tensor(dtype=_WIRE_DTYPES[rows.dtype], shape=rows.shape)
+
+
+def encode_tensor(tensor: torch.Tensor) -> ingest_pb2.Tensor:
+    """A small tensor, elements and all."""
+    message = describe_rows(tensor)
+    message.data = tensor.contiguous().numpy().tobytes()
+    return message
+
+
+def decode_tensor(message: ingest_pb2.Tensor) -> torch.Tensor:
+    """What ``encode_tensor`` made a message of."""
+    return torch.frombuffer(bytearray(message.data), dtype=DTYPES[message.dtype]).view(tuple(message.shape))
 
 
 def decode_frame(raw: bytes) -> Frame:
