@@ -21,7 +21,6 @@ from monitor.errors import AffectMonitorError, BankError, PolicyError, SetupErro
 try:
     import typer
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 except ImportError as error:
     print(
@@ -30,8 +29,11 @@ except ImportError as error:
     )
     sys.exit(2)
 
+from monitor.cli_audit import audit_app
+from monitor.terminal import ERRORS, Bar, need
+
 if TYPE_CHECKING:
-    from monitor.calibration.activations import Progress as Told
+    from monitor.capture.credentials import ClientTls
     from monitor.probes.bank import Bank, BankCard
 
 app = typer.Typer(
@@ -57,8 +59,8 @@ bank_app = typer.Typer(help="Look at banks and check them.", no_args_is_help=Tru
 app.add_typer(bank_app, name="bank")
 corpus_app = typer.Typer(help="Have a corpus written.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(audit_app, name="audit")
 
-_ERRORS = Console(stderr=True)
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
 _MODEL = Annotated[str, typer.Option("--model", help="Folder of a transformers model; demo: the demo assistant.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -83,7 +85,7 @@ def _tell(error: AffectMonitorError) -> None:
     """One line on standard error: where the fault lies, what it is and how it is mended."""
     # Not as markup: extras and lists stand in square brackets.
     message = " ".join(error.message.split())
-    _ERRORS.print(Text.assemble(("error", "bold red"), " ", (error.field, "bold"), ": ", message), soft_wrap=True)
+    ERRORS.print(Text.assemble(("error", "bold red"), " ", (error.field, "bold"), ": ", message), soft_wrap=True)
 
 
 @app.command()
@@ -94,11 +96,9 @@ def demo(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the sidecar's pages; 0: a free one.")] = 0,
 ) -> None:
     """Watch a real chat model being monitored: fetches it, plays scripted conversations, shows scores and alerts."""
-    _need("transformers", "demo")
+    need("transformers", "demo")
     if json_file is not None:
-        _check_writable(json_file.parent, "--json")
-        if json_file.is_dir():
-            raise SetupError("--json", f"{json_file} is a folder; name a file")
+        _check_file(json_file, "--json")
     from monitor.demo.run import limit_threads, play
 
     limit_threads()
@@ -123,6 +123,19 @@ def serve(
         Path | None, typer.Option(help="Collects scores of judged turns without alert here, for the reference command.")
     ] = None,
     baseline_turns: Annotated[int | None, typer.Option(help="Turns that file may hold.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of a TCP ingest, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Certificates that sign those of clients.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Allow a TCP ingest without TLS, on loopback alone.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Token asked of whoever looks inside or reloads; read anew on change.")
+    ] = None,
+    audit_file: Annotated[
+        Path | None,
+        typer.Option(help="Keeps turns that alerted, a sample of the rest, and what was done to the sidecar."),
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")
     ] = None,
@@ -139,7 +152,9 @@ def serve(
     flags = {
         "bank": bank, "policy": policy, "ingest": ingest, "http_host": http_host, "http_port": http_port,
         "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
-        "baseline_file": baseline_file, "baseline_turns": baseline_turns,
+        "baseline_file": baseline_file, "baseline_turns": baseline_turns, "audit_file": audit_file,
+        "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "insecure": insecure,
+        "token_file": token_file,
     }  # fmt: skip
     chosen = load_settings(settings, flags)
     if check_config:
@@ -186,8 +201,8 @@ def calibrate(
     cache: Annotated[Path | None, typer.Option(help="Folder for activations; default: the user's cache.")] = None,
 ) -> None:
     """Make a bank and its report: corpus -> activations -> probes -> calibration -> reference -> battery."""
-    _need("sklearn", "calibrate")
-    _need("plotly", "calibrate")
+    need("sklearn", "calibrate")
+    need("plotly", "calibrate")
     _check_folder(out, "--out")
     if cache is not None:
         _check_folder(cache, "--cache")
@@ -211,7 +226,7 @@ def calibrate(
         read = read.with_texts(path, read_texts(path, emotions).texts)
     outside = read_texts(check_texts, emotions).texts if check_texts else []
     dialogues = read_dialogues(check_dialogues) if check_dialogues else []
-    with _bar("conversations") as told:
+    with Bar("conversations") as told:
         made = make_bank(
             NAME if model == "demo" else Path(model).name,
             lambda: _load(model),
@@ -261,9 +276,9 @@ def reference(
     if baseline is not None:
         gathered = baseline_turns(loaded, baseline)
     elif approved is not None and model is not None:
-        _need("transformers", "demo")
+        need("transformers", "demo")
         check_approved(approved)
-        with _bar("conversations") as told:
+        with Bar("conversations") as told:
             gathered = approved_turns(loaded, *_load(model), approved, cache, told)
     fitted = refit(loaded, gathered)
     fitted.save(out)
@@ -282,7 +297,7 @@ def score(
     ] = False,
 ) -> None:
     """Score texts and conversations offline, by the sidecar's own code; exit code 1 when a line could not be scored."""
-    _need("transformers", "demo")
+    need("transformers", "demo")
     from monitor.policy.schema import SHIPPED, load_policy
     from monitor.probes.bank import load_bank
     from monitor.sidecar.offline import OfflineScorer
@@ -290,9 +305,9 @@ def score(
     loaded = load_bank(bank)
     policies = load_policy(policy or SHIPPED / "service-desk.yaml", loaded)
     scorer = OfflineScorer(loaded, policies, *_load(model), allow_unvalidated=allow_unvalidated)
-    with _bar("lines") as told:
+    with Bar("lines") as told:
         speed = scorer.score_file(source, target, told)
-    _ERRORS.print(
+    ERRORS.print(
         f"{speed.lines} lines, {speed.failed} failed, {speed.tokens} tokens in {speed.seconds:.1f} s "
         f"({speed.tokens / max(speed.seconds, 1e-9):.0f} tokens/s; the model's forward pass took "
         f"{speed.model_seconds / max(speed.seconds, 1e-9):.0%} of it)",
@@ -302,26 +317,94 @@ def score(
 
 
 @app.command()
+def bench(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a page with plots to this file.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The main size alone, about a minute.")] = False,
+    transport: Annotated[
+        list[str] | None, typer.Option(help="grpc, shared_memory or projected; default: all three.")
+    ] = None,
+    soak: Annotated[float, typer.Option(min=0, help="Minutes at half load, to see whether memory grows.")] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Time the stages of a frame.")] = False,
+    unpinned: Annotated[bool, typer.Option("--unpinned", help="Do not give sidecar and clients a core each.")] = False,
+) -> None:
+    """Measure the sidecar end to end beside its own physical limit: real processes, one run. Takes minutes."""
+    for file, flag in ((json_file, "--json"), (plot, "--plot")):
+        if file is not None:
+            _check_file(file, flag)
+    if plot is not None:
+        need("plotly", "calibrate")
+    from monitor.bench.bars import bars
+    from monitor.bench.cores import choose_cores
+    from monitor.bench.grid import FULL, QUICK, TRANSPORTS, full_grid, quick_grid
+    from monitor.bench.run import run
+    from monitor.bench.show import show
+
+    unknown = set(transport or ()) - set(TRANSPORTS)
+    if unknown:
+        raise SetupError("--transport", f"{sorted(unknown)} is none of {list(TRANSPORTS)}")
+    grid = (quick_grid if quick else full_grid)(tuple(transport or TRANSPORTS))
+    cores = choose_cores(unpinned=unpinned)
+    with Bar("bench") as told:
+        result = run(grid, QUICK if quick else FULL, cores, told, soak_minutes=soak, stages=profile)
+    cleared = bars(result["rows"], result.get("soak"))
+    show(Console(), result, cleared)
+    if json_file is not None:
+        json_file.write_text(json.dumps({**result, "bars": [bar._asdict() for bar in cleared]}, indent=1) + "\n")
+    if plot is not None:
+        from monitor.bench.plots import write_page
+
+        write_page(result, cleared, plot)
+
+
+@app.command()
 def status(
     address: Annotated[
         str, typer.Option(help="Ingest address of a running sidecar.")
     ] = "unix:///run/affect/ingest.sock",
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="AFFECT_TOKEN_FILE", help="The token, where the sidecar asks for one.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(envvar="AFFECT_TLS_CA", help="Certificates that sign the sidecar's, PEM.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="AFFECT_TLS_CERT", help="Certificate to show to the sidecar.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="AFFECT_TLS_KEY", help="Its private key.")] = None,
 ) -> None:
     """What a running sidecar watches and how it is doing, as JSON."""
     import grpc
     from google.protobuf.json_format import MessageToDict
 
+    from monitor.capture.credentials import open_channel
+    from monitor.sidecar.bearer import read_token
     from monitor.wire.v1 import inspect_pb2, inspect_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    tls = None if address.startswith("unix:") else _client_tls(tls_ca, tls_cert, tls_key)
+    proof = [("authorization", f"Bearer {read_token(token_file)}")] if token_file else []
+    with open_channel(address, tls=tls) as channel:
         stub = inspect_pb2_grpc.InspectServiceStub(channel)
         try:
-            found = stub.GetStatus(inspect_pb2.GetStatusRequest(), timeout=5.0)
-            alerts = stub.ListAlerts(inspect_pb2.ListAlertsRequest(), timeout=5.0)
+            found = stub.GetStatus(inspect_pb2.GetStatusRequest(), timeout=5.0, metadata=proof)
+            alerts = stub.ListAlerts(inspect_pb2.ListAlertsRequest(), timeout=5.0, metadata=proof)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise SetupError("--token-file", f"the sidecar on {address} asks for its token") from None
             raise SetupError("--address", f"no sidecar answers on {address}: {error.details()}") from None
     shown: dict[str, Any] = MessageToDict(found, always_print_fields_with_no_presence=True)
     Console().print_json(json.dumps(shown | {"alerts": MessageToDict(alerts).get("alerts", [])}))
+
+
+def _client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
+    """The files of mutual TLS; None where none is named."""
+    from monitor.capture.credentials import ClientTls
+
+    if ca is not None and certificate is not None and key is not None:
+        return ClientTls(ca, certificate, key)
+    if ca is not None or certificate is not None or key is not None:
+        raise SetupError("--tls-ca", "goes with --tls-cert and --tls-key; give all three")
+    return None
 
 
 @corpus_app.command("write")
@@ -349,7 +432,7 @@ def corpus_write(
     names = [emotion.name for emotion in read_emotions(emotions or SHIPPED / "emotions171.json")]
     listed = read_topics(topics or SHIPPED / "topics.json")
     writer: Writer = EndpointWriter(endpoint, endpoint_model) if endpoint else LocalWriter(*_load(model))
-    with _bar("texts") as told:
+    with Bar("texts") as told:
         found = write_texts(writer, [*names, NEUTRAL], listed, register or ["story"], per_pair, out, told)
     print(
         f"{found.written} texts written, {found.named} of them name their emotion, {found.left_out} left out, "
@@ -470,6 +553,13 @@ def _check_writable(folder: Path, flag: str) -> None:
         raise SetupError(flag, f"{folder} is no folder that can be written to; make it or name another place")
 
 
+def _check_file(file: Path, flag: str) -> None:
+    """Refuses, before the work, a file that cannot be written."""
+    _check_writable(file.parent, flag)
+    if file.is_dir():
+        raise SetupError(flag, f"{file} is a folder; name a file")
+
+
 def _check_folder(folder: Path, flag: str) -> None:
     """Refuses, before the work, a folder that neither is there to be written to nor can be made."""
     _check_writable(next(place for place in (folder, *folder.absolute().parents) if place.exists()), flag)
@@ -480,31 +570,7 @@ def _load(model: str) -> tuple[Any, Any]:
     from monitor.demo.assistant import load_assistant
     from monitor.demo.run import fetch
 
-    return load_assistant(fetch(_ERRORS) if model == "demo" else Path(model))
-
-
-class _bar:  # noqa: N801 - used as a context manager
-    """A progress bar on standard error, told of items done and in all."""
-
-    def __init__(self, what: str) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=_ERRORS
-        )
-        self._task = self._bars.add_task(what, total=None)
-
-    def __enter__(self) -> Told:
-        self._bars.start()
-        return lambda done, total: self._bars.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-
-def _need(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise SetupError(package, f"is not installed; pip install 'affect-monitor[{extra}]'")
+    return load_assistant(fetch(ERRORS) if model == "demo" else Path(model))
 
 
 if __name__ == "__main__":

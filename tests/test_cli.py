@@ -40,7 +40,7 @@ policies:
 MAIN = "from monitor.cli import main; main()"
 COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
-    "bank diff", "corpus", "corpus write",
+    "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify", "audit export",
 )  # fmt: skip
 
 
@@ -511,8 +511,10 @@ class TestServe:
 
         assert serving.stop() == 0
         log = serving.log
-        assert [line["event"] for line in log if line["level"] == "error"] == ["reload_refused"]
-        assert {"serving", "reloaded", "stopped"} <= {line["event"] for line in log}
+        assert {"serving", "stopped"} <= {line["event"] for line in log}
+        done = [(line["action"], line.get("outcome")) for line in log if line["event"] == "admin"]
+        assert done == [("start", None), ("reload", "taken"), ("reload", "refused"), ("stop", None)]
+        assert not [line for line in log if line["level"] == "error"]
         assert all(line["timestamp"].endswith("Z") for line in log)
 
     def test_a_port_in_use_ends_it_with_exit_code_2(self, tmp_path: Path, bank_folder: Path, policy_file: Path) -> None:

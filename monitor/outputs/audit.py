@@ -118,9 +118,8 @@ class AuditStore:
         if alerted or self._sampled(assessment.turn_id):
             self._put(_Turn(time.time_ns(), assessment, bank_id, stance, trace if alerted else None), QUEUE)
 
-    def action(self, name: str, **details: str | float | list[str] | None) -> None:
-        """Records what was done to the sidecar, and logs it."""
-        _LOG.info("action", action=name, **details)
+    def action(self, name: str, **details: str) -> None:
+        """Records what was done to the sidecar; takes microseconds."""
         self._put(Entry("action", time.time_ns(), canonical({"action": name, **details})), QUEUE + _ACTIONS)
 
     def close(self, timeout: float = 5.0) -> None:
@@ -221,6 +220,7 @@ class AuditStore:
         ledger = self._ledger = Ledger(self._path, self._chain, _FIELD)
         if self._head is not None and ledger.head != self._head:
             # Not what was written last: the file was taken away, or another put in its place.
+            _LOG.error("audit_file_replaced", was=str(self._head), found=str(ledger.head))
             self.action("audit_file_replaced", was=str(self._head), found=str(ledger.head))
         self._head = ledger.head
         return ledger

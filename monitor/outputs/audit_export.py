@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from monitor.errors import SetupError
 from monitor.outputs.audit_chain import Told, rows
-from monitor.outputs.audit_read import Record, record
+from monitor.outputs.audit_read import UNREADABLE, Record, record, unreadable
 from monitor.outputs.audit_rows import FIELDS, canonical, is_map
 
 _GROUP = 5000
@@ -61,10 +61,8 @@ def _groups(connection: sqlite3.Connection) -> Iterator[list[Record]]:
     while True:
         try:
             group = [record(row) for row in islice(everything, _GROUP)]
-        except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError) as error:
-            raise SetupError(
-                "--file", f"holds a row that cannot be read ({error}); `audit verify` says where"
-            ) from None
+        except UNREADABLE as error:
+            raise unreadable(error) from None
         if not group:
             return
         yield group

@@ -70,6 +70,12 @@ def turn(connection: sqlite3.Connection, turn_id: str) -> Record | None:
     return next(iter(_records(connection, asked, turn_id)), None)
 
 
+def is_keyed(connection: sqlite3.Connection) -> bool:
+    """Whether the store says that its chain has a key."""
+    found = connection.execute("SELECT keyed FROM head").fetchone()
+    return bool(found and found[0])
+
+
 def compare_head(connection: sqlite3.Connection, copy: str) -> Break | None:
     """Compares the store with a head that was kept elsewhere, as ``SEQ:HASH``; the first digits of the hash are enough.
 

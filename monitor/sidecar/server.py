@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from monitor import __version__
-from monitor.errors import PolicyError, SetupError
+from monitor.errors import PolicyError
 from monitor.outputs.alertmanager import AlertmanagerSender, Notice
 from monitor.outputs.audit import AuditStore
 from monitor.outputs.baseline import BaselineWriter
