@@ -513,7 +513,7 @@ class TestServe:
         log = serving.log
         assert {"serving", "stopped"} <= {line["event"] for line in log}
         done = [(line["action"], line.get("outcome")) for line in log if line["event"] == "admin"]
-        assert done == [("start", None), ("reload", "taken"), ("reload", "refused"), ("stop", None)]
+        assert done == [("start", None), ("reload", "refused"), ("reload", "taken"), ("stop", None)]
         assert not [line for line in log if line["level"] == "error"]
         assert all(line["timestamp"].endswith("Z") for line in log)
 
