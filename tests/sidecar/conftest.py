@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 import torch
 from engine import PATIENCE, Engine
@@ -100,8 +101,8 @@ def connect(serve: Any, address: str) -> Iterator[Callable[..., Engine]]:  # noq
     """Makes engines at the address."""
     made: list[Engine] = []
 
-    def make(target: str = address) -> Engine:
-        made.append(Engine(target))
+    def make(target: str = address, credentials: grpc.ChannelCredentials | None = None) -> Engine:
+        made.append(Engine(target, credentials))
         return made[-1]
 
     yield make

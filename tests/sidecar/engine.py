@@ -172,8 +172,13 @@ class Stream:
 class Engine:
     """A channel to a sidecar with the generated stubs on it."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self.channel = (
+            grpc.secure_channel(address, credentials, options=options)
+            if credentials
+            else grpc.insecure_channel(address, options=options)
+        )
         self.ingest = ingest_pb2_grpc.IngestServiceStub(self.channel)
         self.inspect = inspect_pb2_grpc.InspectServiceStub(self.channel)
         self._streams: list[Stream] = []

@@ -20,8 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from monitor.errors import BankError, PolicyError, SetupError
 from monitor.settings import load_settings
-from monitor.sidecar.server import Sidecar
 from monitor.sidecar.inspect_servicer import MAX_WATCHERS
+from monitor.sidecar.server import Sidecar
 from monitor.wire.v1 import ingest_pb2, inspect_pb2
 
 if TYPE_CHECKING:
@@ -418,7 +418,9 @@ class TestSetup:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            error = self.fails(settings, ingest=f"127.0.0.1:{taken.getsockname()[1]}", insecure=True, http_port=http_port)
+            error = self.fails(
+                settings, ingest=f"127.0.0.1:{taken.getsockname()[1]}", insecure=True, http_port=http_port
+            )
 
         assert error.field == "--ingest"
         serve(http_port=http_port)
