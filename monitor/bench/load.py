@@ -1,0 +1,200 @@
+"""The load: a client in a process of its own, told over a pipe what to do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import torch
+
+from monitor.bench.cores import pinned
+from monitor.bench.grid import Setting
+from monitor.bench.limits import make_rows, send_raw
+from monitor.bench.traffic import Traffic
+from monitor.capture.client import SidecarClient
+from monitor.errors import SetupError
+from monitor.probes.bank import Bank, load_bank
+from monitor.wire.v1 import ingest_pb2
+
+_CONNECT_TIMEOUT, _FLUSH_TIMEOUT, _STOP_TIMEOUT = 30.0, 60.0, 20.0
+_AHEAD = 4
+"""Frames that may wait in the client at full load: enough to keep it busy, too few to be dropped."""
+_POLL, _FLUSH_SLICE = 0.0002, 0.01
+
+
+@dataclass(frozen=True)
+class Run:
+    """Sends for so many seconds; ``rate`` in tokens per second, None: as fast as they are taken."""
+
+    seconds: float
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Sends the same bytes to a bare gRPC server for so many seconds."""
+
+    address: str
+    seconds: float
+
+
+class Sent(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        tokens: Tokens handed to the client.
+        dropped: Those of them it had no room for.
+        seconds: From the first row to the sidecar's word that it took the last.
+        step_ns: Time of each step's ``SidecarClient.rows`` in the calling thread, in nanoseconds.
+    """
+
+    tokens: int
+    dropped: int
+    seconds: float
+    step_ns: list[int]
+
+
+class _Failure(NamedTuple):
+    """A ``SetupError`` as it crosses the pipe."""
+
+    field: str
+    message: str
+
+
+class LoadProcess:
+    """A client process, until it is closed.
+
+    Args:
+        address: Of the sidecar.
+        setting: What to send.
+        bank: The sidecar's ``--bank``.
+        cores: Where it may run; empty: anywhere.
+
+    Raises:
+        SetupError: It cannot connect.
+    """
+
+    def __init__(self, address: str, setting: Setting, bank: str, cores: frozenset[int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_generate, args=(theirs, address, setting, bank), daemon=True)
+        with pinned(cores):
+            self._process.start()
+        theirs.close()
+        self._answer()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._pipe.close()
+        self._process.join(_STOP_TIMEOUT)
+        self._process.kill()
+
+    def run(self, seconds: float, rate: float | None = None) -> Sent:
+        """Sends and waits until all of it was taken."""
+        self.begin(seconds, rate)
+        return self.finish()
+
+    def begin(self, seconds: float, rate: float | None = None) -> None:
+        """Begins to send; ``finish`` waits for the end."""
+        self._pipe.send(Run(seconds, rate))
+
+    def finish(self) -> Sent:
+        """What was begun came to.
+
+        Raises:
+            SetupError: The client process failed, or the sidecar stopped taking rows.
+        """
+        sent = self._answer()
+        assert isinstance(sent, Sent)  # noqa: S101 - for the type checker
+        return sent
+
+    def raw(self, address: str, seconds: float) -> float:
+        """Megabytes per second that a bare gRPC server takes from this process."""
+        self._pipe.send(Raw(address, seconds))
+        speed = self._answer()
+        assert isinstance(speed, float)  # noqa: S101 - for the type checker
+        return speed / 1e6
+
+    def _answer(self) -> object:
+        try:
+            answer: object = self._pipe.recv()
+        except EOFError:
+            raise SetupError("load", "the client process ended; its error stands above") from None
+        if isinstance(answer, _Failure):
+            raise SetupError(*answer)
+        return answer
+
+
+def _generate(pipe: Connection, address: str, setting: Setting, bank: str) -> None:
+    """The client process: does as it is told until the pipe is hung up."""
+    torch.set_num_threads(1)
+    loaded = load_bank(bank)
+    client = SidecarClient(address, _hello(loaded))
+    try:
+        _connect(client)
+        rows = make_rows(setting)
+        frames = [frame.view(torch.uint8).numpy().tobytes() for frame in rows]
+        traffic = Traffic(setting, loaded)
+        traffic.begin(client)
+        _flush(client)
+        pipe.send(None)
+        while True:
+            task = pipe.recv()
+            if isinstance(task, Raw):
+                pipe.send(send_raw(task.address, frames, task.seconds))
+            else:
+                pipe.send(_send(client, traffic, rows, task))
+    except SetupError as error:
+        pipe.send(_Failure(error.field, error.message))
+    except EOFError:
+        pass
+    finally:
+        client.close()
+
+
+def _connect(client: SidecarClient) -> None:
+    if not client.wait_connected(_CONNECT_TIMEOUT):
+        raise SetupError("load", f"no sidecar accepts the client within {_CONNECT_TIMEOUT:g} s")
+
+
+def _send(client: SidecarClient, traffic: Traffic, pool: list[torch.Tensor], task: Run) -> Sent:
+    frame = pool[0]
+    interval = 0.0 if task.rate is None else len(frame) / task.rate
+    steps: list[int] = []
+    dropped = client.counters.dropped_tokens
+    began = time.perf_counter()
+    while time.perf_counter() - began < task.seconds:
+        time.sleep(max(0.0, began + len(steps) * interval - time.perf_counter()))
+        _wait_room(client, _AHEAD * frame.nbytes)
+        steps.append(traffic.step(client, pool[len(steps) % len(pool)]))
+    _flush(client)
+    seconds = time.perf_counter() - began
+    return Sent(len(steps) * len(frame), client.counters.dropped_tokens - dropped, seconds, steps)
+
+
+def _wait_room(client: SidecarClient, waiting: int) -> None:
+    """Waits until no more than so many bytes wait in the client."""
+    while client._waiting_bytes > waiting:  # noqa: SLF001 - the client has no such method yet
+        time.sleep(_POLL)
+
+
+def _flush(client: SidecarClient) -> None:
+    deadline = time.monotonic() + _FLUSH_TIMEOUT
+    # Asked again and again: an answer asked for while rows still wait is given before the last of them.
+    while not client.flush(_FLUSH_SLICE):
+        if time.monotonic() > deadline:
+            raise SetupError("load", f"the sidecar did not take what was sent within {_FLUSH_TIMEOUT:g} s")
+
+
+def _hello(bank: Bank) -> ingest_pb2.Hello:
+    model = bank.card.model
+    return ingest_pb2.Hello(
+        model_name=model.name,
+        weights_fingerprint=model.weights_fingerprint,
+        engine_id="bench",
+        layers=bank.card.layers,
+        hidden_size=model.hidden_size,
+    )

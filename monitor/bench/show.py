@@ -1,0 +1,66 @@
+"""The bench on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from monitor.bench.bars import Bar
+from monitor.bench.measure import Row
+
+_VERDICTS = {True: ("pass", "green"), False: ("MISS", "bold red"), None: ("--  ", "dim")}
+
+
+def show(console: Console, result: Row, bars: Sequence[Bar]) -> None:
+    """Prints rows, stages and bars."""
+    machine = result["machine"]
+    console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; {machine['pinning']}")
+    console.print(_rows(result["rows"]))
+    for reason in result["left_out"]:
+        console.print(Text(f"left out: {reason}", style="yellow"))
+    if "profile" in result:
+        console.print(_stages(result["profile"]))
+    for bar in bars:
+        verdict, style = _VERDICTS[bar.passed]
+        console.print(Text.assemble((verdict, style), f" {bar.name}: {bar.value or 'not measured'}; bar {bar.bar}"))
+
+
+def _rows(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("way, width x probes x layers", no_wrap=True)
+    for name in ("req.", "open", "tokens/s", "product", "ratio", "MB/s", "gRPC", "lag p99", "CPU s/M", "RSS", "scrape"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        lag = "-" if row["lag_p99_ms"] is None else f"{row['lag_p99_ms']:.1f} ms"
+        size = f"{row['transport']} {row['hidden_size']} x {row['probes']} x {row['layers']}"
+        table.add_row(
+            f"{size}{' (default settings)' if row['bank'] else ''}{_lost(row)}",
+            str(row["requests_per_frame"]),
+            f"{row['open_turns']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['matmul_tokens_per_second']:,.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['megabytes_per_second']:,.0f}",
+            f"{row['transport_megabytes_per_second']:,.0f}",
+            lag,
+            f"{row['cpu_seconds_per_million_tokens']:.1f}",
+            f"{row['rss_mb']:.0f} MB",
+            f"{row['scrape_ms']:.1f} ms",
+        )
+    return table
+
+
+def _lost(row: Row) -> str:
+    return f" dropped {row['dropped']:,}" if "dropped" in row else ""
+
+
+def _stages(profile: Row) -> Table:
+    table = Table("stage", box=None, header_style="bold", title="a frame at the main size", pad_edge=False)
+    table.add_column("µs", justify="right")
+    table.add_column("share", justify="right")
+    for stage, spent in profile.items():
+        table.add_row(stage, f"{spent:,.0f}", f"{spent / profile['total']:.0%}")
+    return table
