@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,13 @@ SHIPPED = Path(__file__).parent / "banks"
 
 
 _WHOLE_NUMBERS = {"twin_tokens", "reference_tokens", "reference_stance"}
+_MAX_TOKENS = 1 << 24
+"""More than any tokenizer has. Tables are as long as the largest token id, and a bank may not fill the memory."""
+_MAX_MARKER = 1024
+"""Tokens of a marker: every open turn keeps so many of its last ones."""
+_MAX_DEPTH = 1 << 16
+
+_TokenId = Annotated[int, Field(ge=0, lt=_MAX_TOKENS)]
 
 
 class Stance(str, Enum):
@@ -42,7 +49,8 @@ class Stance(str, Enum):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no other numbers: a bank that held one would come back altered.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelCard(_Part):
@@ -50,7 +58,7 @@ class ModelCard(_Part):
 
     name: str
     hidden_size: int = Field(gt=0)
-    depth: int = Field(gt=0, description="Blocks of the model.")
+    depth: int = Field(gt=0, le=_MAX_DEPTH, description="Blocks of the model.")
     weights_fingerprint: str = Field(description="SHA-256 over the weights, in name order.")
     tokenizer_hash: str = Field(description="SHA-256 of the serialised tokenizer.")
     template_hash: str = Field(description="SHA-256 of the chat template.")
@@ -68,7 +76,7 @@ class EmotionCard(_Part):
 class MarkerCard(_Part):
     """A marker of the chat template, as token ids."""
 
-    tokens: tuple[int, ...] = Field(min_length=1)
+    tokens: tuple[_TokenId, ...] = Field(min_length=1, max_length=_MAX_MARKER)
     role: Literal["TEMPLATE", "SYSTEM", "USER", "ASSISTANT"]
 
 
@@ -76,7 +84,7 @@ class ReferenceCard(_Part):
     """Where the reference comes from and how much of it there is."""
 
     source: str
-    turns: dict[Stance, int]
+    turns: dict[Stance, Annotated[int, Field(ge=0, lt=1 << 31)]]
 
 
 class RowCard(_Part):
@@ -318,7 +326,7 @@ class Bank:
             "reference_stance": (turns,),
             "warranted": (stances, targets, 3),
             "spread": (stances, targets, 2),
-            "residuals": (stances, targets, *tensors.residuals.shape[2:3]),
+            "residuals": (stances, targets, *(tensors.residuals.shape[2:3] or (0,))),
         }
         for name, shape in expected.items():
             array = getattr(tensors, name)
@@ -329,14 +337,24 @@ class Bank:
                 raise BankError(f"bank.safetensors:{name}", f"holds {array.dtype} where {kind.__name__} belongs")
             if name != "residuals" and not np.isfinite(array).all():
                 raise BankError(f"bank.safetensors:{name}", "holds values that are not finite; calibrate again")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        tensors, stances = self.tensors, len(Stance)
         for name in ("scales", "turn_scales", "reference_tokens"):
             if (getattr(tensors, name) <= 0).any():
                 raise BankError(f"bank.safetensors:{name}", "must be positive; calibrate again")
         # At one token and at endless ones; between them it is linear.
         if (tensors.spread[..., 0] <= 0).any() or (tensors.spread.sum(axis=2) <= 0).any():
             raise BankError("bank.safetensors:spread", "must be positive at every length; calibrate again")
-        if (tensors.twin_tokens < 0).any() or (np.diff(tensors.twin_tokens) <= 0).any():
-            raise BankError("bank.safetensors:twin_tokens", "must be token ids in ascending order; calibrate again")
+        known = tensors.twin_tokens
+        if not ((known >= 0) & (known < _MAX_TOKENS)).all() or (np.diff(known) <= 0).any():
+            raise BankError(
+                "bank.safetensors:twin_tokens",
+                f"must be token ids in ascending order, below {_MAX_TOKENS}; calibrate again",
+            )
+        if not np.isin(tensors.reference_stance, range(stances)).all():
+            raise BankError("bank.safetensors:reference_stance", f"must be 0 to {stances - 1}; calibrate again")
         ordered = np.array_equal(np.sort(tensors.residuals), tensors.residuals, equal_nan=True)
         if not ordered or np.isinf(tensors.residuals).any():
             raise BankError("bank.safetensors:residuals", "must ascend, finite, with NaN after them; calibrate again")
@@ -401,6 +419,6 @@ def load_bank(name: str) -> Bank:
         )
     try:
         tensors = Tensors(**load_tensors(raw))
-    except (SafetensorError, TypeError, KeyError) as error:
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:  # ValueError: shapes that numpy cannot hold
         raise BankError("bank.safetensors", f"{error}; restore the bank or calibrate again") from None
     return Bank(card, tensors)

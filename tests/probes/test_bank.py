@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_bank, make_card, make_tensors
+from builders import make_bank, make_battery, make_card, make_tensors
 from safetensors.numpy import load, save
 
 from monitor.errors import BankError
@@ -212,16 +213,29 @@ class TestBadCards:
             ({"markers": [{"tokens": [], "role": "USER"}]}, "markers.0.tokens"),
             ({"markers": [{"tokens": [1], "role": "NOBODY"}]}, "markers.0.role"),
             ({"reference": {"source": "x", "turns": {"angry": 3}}}, "reference.turns.angry"),
+            ({"markers": [{"tokens": [-1], "role": "USER"}]}, "markers.0.tokens.0"),
+            ({"markers": [{"tokens": [2**64], "role": "USER"}]}, "markers.0.tokens.0"),
+            ({"markers": [{"tokens": [1] * 1025, "role": "USER"}]}, "markers.0.tokens"),
+            ({"reference": {"source": "x", "turns": {"neutral": -1}}}, "reference.turns.neutral"),
+            ({"reference": {"source": "x", "turns": {"neutral": 10**400}}}, "reference.turns.neutral"),
+            ({"estimator": {"shrinkage": math.inf}}, "estimator.shrinkage"),
+            ({"battery": [make_battery()[0] | {"high": math.nan}]}, "battery.0.high"),
             ({"battery": [{"number": "7"}]}, "battery.0.name"),
             ({"text_equivalent": "distress"}, "text_equivalent"),
             ({"validated": "perhaps"}, "validated"),
         ],
-        ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+        ids=lambda value: json.dumps(value)[:80] if isinstance(value, dict) else "",
     )
     def test_name_the_field(self, folder: Path, change: dict[str, Any], field: str) -> None:
         """A card that is no card of this schema is refused by the path of its field."""
         reseal(folder, **change)
         assert refusal(folder).field.startswith(f"bank.json:{field}")
+
+    def test_layers_the_wire_cannot_tell(self, folder: Path) -> None:
+        """A model of more blocks than layer numbers can tell on the wire is refused."""
+        card = json.loads((folder / "bank.json").read_text())
+        reseal(folder, model=card["model"] | {"depth": 2**40}, layers=[1, 2**40])
+        assert refusal(folder).field == "bank.json:model.depth"
 
     @pytest.mark.parametrize("name", ["schema_version", "bank_id", "model", "layers", "emotions", "tensors_sha256"])
     def test_a_missing_field_is_named(self, folder: Path, name: str) -> None:
@@ -308,12 +322,35 @@ class TestBadTensors:
         reseal(folder, {"residuals": _with(array, place, value)})
         assert refusal(folder).field == "bank.safetensors:residuals"
 
-    @pytest.mark.parametrize("place", [0, 1])
-    def test_tokens_of_the_twin_must_ascend(self, folder: Path, place: int) -> None:
-        """Token ids that are negative or out of order are refused."""
+    @pytest.mark.parametrize(("place", "value"), [(0, -1), (1, -1), (-1, 2**31 - 1)])
+    def test_tokens_of_the_twin_must_ascend(self, folder: Path, place: int, value: int) -> None:
+        """Token ids that are negative, out of order or larger than any tokenizer's are refused."""
         array = load((folder / "bank.safetensors").read_bytes())["twin_tokens"]
-        reseal(folder, {"twin_tokens": _with(array, (place,), -1)})
+        reseal(folder, {"twin_tokens": _with(array, (place,), value)})
         assert refusal(folder).field == "bank.safetensors:twin_tokens"
+
+    @pytest.mark.parametrize("value", [-1, 3])
+    def test_reference_turns_are_of_a_stance(self, folder: Path, value: int) -> None:
+        """A reference turn of a stance that does not exist is refused by name."""
+        array = load((folder / "bank.safetensors").read_bytes())["reference_stance"]
+        reseal(folder, {"reference_stance": _with(array, (0,), value)})
+        assert refusal(folder).field == "bank.safetensors:reference_stance"
+
+    def test_residuals_of_one_axis_less(self, folder: Path) -> None:
+        """Residuals without an axis of turns are refused by name."""
+        array = load((folder / "bank.safetensors").read_bytes())["residuals"]
+        reseal(folder, {"residuals": np.sort(array[:, :, 0])})
+        assert refusal(folder).field == "bank.safetensors:residuals"
+
+    @pytest.mark.parametrize("shape", [[1] * 65, [0, 2**62, 2**62], [2**63, 0]])
+    def test_shapes_no_array_can_have(self, folder: Path, shape: list[int]) -> None:
+        """A header with more axes, or longer ones, than arrays can have is refused like any other damage."""
+        size = 4 * (0 not in shape)
+        header = json.dumps({"platt": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+        raw = len(header).to_bytes(8, "little") + header + bytes(size)
+        (folder / "bank.safetensors").write_bytes(raw)
+        reseal(folder, tensors_sha256=hashlib.sha256(raw).hexdigest())
+        assert refusal(folder).field == "bank.safetensors"
 
     @pytest.mark.parametrize(
         ("name", "dtype"), [("directions", np.float64), *((name, np.int64) for name in WHOLE_NUMBERS)]
