@@ -12,7 +12,7 @@ from grpc_status.rpc_status import to_status
 
 from monitor.errors import AffectMonitorError
 
-_MAX_MESSAGE_LENGTH = 400
+_MAX_MESSAGE_LENGTH = 300
 """Characters; the message goes out twice, percent-encoded once, and clients take 8 KiB of metadata in all."""
 RETRY_SECONDS = 5
 """Time after which a client that met a limit may come again."""
