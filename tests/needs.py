@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def assistant() -> Path:
     if not is_cached():
         _lacking("ASSISTANT", "the demo assistant is not cached: affect-monitor demo --once")
     return assistant_folder()
+
+
+def mounted(folder: Path, size: str) -> None:
+    """Mounts a small disk in memory on a folder, as root; AFFECT_REQUIRE_MOUNT=1 makes its absence a failure."""
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        _lacking("MOUNT", f"no disk can be mounted to be filled: {done.stderr.decode().strip()}")
 
 
 def _lacking(what: str, message: str) -> None:

@@ -220,8 +220,11 @@ class AuditStore:
         ledger = self._ledger = Ledger(self._path, self._chain, _FIELD)
         if self._head is not None and ledger.head != self._head:
             # Not what was written last: the file was taken away, or another put in its place.
-            _LOG.error("audit_file_replaced", was=str(self._head), found=str(ledger.head))
-            self.action("audit_file_replaced", was=str(self._head), found=str(ledger.head))
+            heads = {"was": str(self._head), "found": str(ledger.head)}
+            _LOG.error("audit_file_replaced", file=str(self._path), **heads)
+            told = canonical({"action": "audit_file_replaced", **heads})
+            with self._mutex:
+                self._queue.appendleft(Entry("action", time.time_ns(), told))
         self._head = ledger.head
         return ledger
 
