@@ -49,12 +49,13 @@ def bars(rows: Sequence[Row], soak: Row | None = None) -> list[Bar]:
         _most("resident memory", held, "rss_mb", 450, "{:.0f} MB"),
         _most("scrape at default settings, median", _some(shipped), "scrape_ms", 15, "{:.1f} ms"),
         _most("series at default settings", _some(shipped), "series", 3000, "{:,.0f}"),
+        _lossless(rows),
         _grows(soak),
     ]
 
 
 def main_row(rows: Iterable[Row], **wanted: Any) -> Row | None:
-    """The row of the main size that is as wanted."""
+    """The row of the main setting, or of what differs from it as ``wanted`` says; None where it was not measured."""
     main = {name: getattr(_MAIN, name) for name in (*_SAME, "probes", "requests_per_frame", "open_turns")}
     asked = main | wanted
     return next((row for row in rows if all(row[name] == value for name, value in asked.items())), None)
@@ -106,6 +107,14 @@ def _fall(name: str, few: Row | None, many: Row | None) -> Bar:
         return Bar(name, bar)
     fall = 1 - many["ratio"] / few["ratio"]
     return Bar(name, bar, f"{fall:.1%}", fall < _FALL)
+
+
+def _lossless(rows: Sequence[Row]) -> Bar:
+    name, bar = "every token that was sent was scored", "0 lost"
+    if not rows:
+        return Bar(name, bar)
+    lost = sum(row.get("dropped", 0) for row in rows)
+    return Bar(name, bar, f"{lost:,} of {sum(row['tokens_sent'] for row in rows):,} lost", lost == 0)
 
 
 def _grows(soak: Row | None) -> Bar:

@@ -17,6 +17,7 @@ from monitor.bench.measure import Row, measure
 from monitor.bench.sidecar import NotOfferedError
 from monitor.bench.soak import soak
 from monitor.bench.stages import profile
+from monitor.errors import SetupError
 from monitor.probes.bank import load_bank
 
 
@@ -40,10 +41,11 @@ def run(
         stages: Whether to time the stages of a frame at the main size.
 
     Returns:
-        ``machine``, ``rows`` and ``left_out``; ``soak`` and ``profile`` where asked for.
+        ``machine``, ``rows`` and ``left_out`` (what could not be measured, and why); ``soak`` and ``profile`` where
+        asked for.
 
     Raises:
-        SetupError: A process does not start.
+        SetupError: Nothing could be measured, or a process of the soak does not start.
     """
     result: Row = {"machine": machine(cores), "rows": [], "left_out": []}
     missing: set[str] = set()
@@ -53,10 +55,14 @@ def run(
             continue
         try:
             result["rows"].append(measure(setting, pace, cores))
-        except NotOfferedError as error:
-            missing.add(setting.transport)
-            result["left_out"].append(error.message)
+        except SetupError as error:
+            # One that fails must not cost the figures of all others.
+            offered = not isinstance(error, NotOfferedError)
+            missing |= set() if offered else {setting.transport}
+            result["left_out"].append(f"{setting}: {error.message}" if offered else error.message)
     told(len(settings), len(settings))
+    if not result["rows"]:
+        raise SetupError("bench", f"nothing was measured: {result['left_out'][0]}")
     if stages:
         result["profile"] = _profile(result["rows"], cores)
     if soak_minutes:

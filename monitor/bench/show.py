@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from monitor.bench.bars import Bar
+from monitor.bench.bars import Bar, main_row
+from monitor.bench.grid import TRANSPORTS
 from monitor.bench.measure import Row
 
 _VERDICTS = {True: ("pass", "green"), False: ("MISS", "bold red"), None: ("--  ", "dim")}
@@ -19,6 +20,16 @@ def show(console: Console, result: Row, bars: Sequence[Bar]) -> None:
     machine = result["machine"]
     console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; {machine['pinning']}")
     console.print(_rows(result["rows"]))
+    console.print(
+        "product: the bare matrix product of the same rows; gRPC: MB/s of bare transport; lag and scrape: at half "
+        "load, lag from a frame's sending to its tokens being counted, interpolated within the histogram's bucket",
+        style="dim",
+    )
+    for row in filter(None, (main_row(result["rows"], transport=transport) for transport in TRANSPORTS)):
+        console.print(
+            f"{row['transport']}: a step of {row['requests_per_frame']} requests keeps the engine's thread "
+            f"{row['client_step_us']:.0f} µs (99th percentile {row['client_step_p99_us']:.0f} µs) at half load"
+        )
     for reason in result["left_out"]:
         console.print(Text(f"left out: {reason}", style="yellow"))
     if "profile" in result:

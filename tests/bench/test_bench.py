@@ -17,6 +17,7 @@ from monitor.bench.grid import Pace, Setting
 from monitor.bench.measure import Row, measure
 from monitor.bench.run import run
 from monitor.bench.scrape import Scrape, lag_quantile
+from monitor.bench.sidecar import NotOfferedError
 from monitor.bench.soak import soak
 from monitor.bench.stages import profile
 from monitor.bench.traffic import Traffic
@@ -182,17 +183,23 @@ def test_the_command_writes_figures_and_a_page(row: Row, tmp_path: Path, monkeyp
     assert "<script src" not in shown
 
 
-def test_a_transport_the_sidecar_does_not_offer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said once, and the rest goes on."""
-    from monitor.bench.sidecar import NotOfferedError
+def test_what_cannot_be_measured_is_left_out(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that is not offered is said once, and the rest goes on."""
 
-    def refuse(*_: object) -> Row:
-        raise NotOfferedError("transport", "the sidecar does not offer projected; such rows are left out")
+    def some(setting: Setting, *_: object) -> Row:
+        if setting.transport == "projected":
+            raise NotOfferedError("transport", "the sidecar does not offer projected; such rows are left out")
+        if setting.probes == 9:
+            raise SetupError("load", "the client process ended")
+        return row
 
-    monkeypatch.setattr("monitor.bench.run.measure", refuse)
-    found = run([Setting("projected")] * 2, SHORT, UNPINNED, lambda _done, _total: None)
-    assert found["rows"] == []
-    assert len(found["left_out"]) == 1
+    monkeypatch.setattr("monitor.bench.run.measure", some)
+    settings = [Setting("projected"), Setting(probes=9), Setting("projected"), TINY]
+    found = run(settings, SHORT, UNPINNED, lambda _done, _total: None)
+    assert found["rows"] == [row]
+    assert len(found["left_out"]) == 2
+    with pytest.raises(SetupError, match="nothing was measured: the sidecar does not offer"):
+        run(settings[:1], SHORT, UNPINNED, lambda _done, _total: None)
 
 
 def test_the_command_refuses_a_transport_that_is_none() -> None:
