@@ -30,6 +30,7 @@ audit_app = typer.Typer(
 _FILE = Annotated[Path, typer.Option("--file", help="What serve writes by --audit-file.", envvar="AFFECT_AUDIT_FILE")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _SPANS = {"m": "minutes", "h": "hours", "d": "days"}
+_LAST_NS = 2**63 - 1
 _LATE = 2.0
 """Seconds after which work gets a bar."""
 _WIDTH = 64
@@ -153,7 +154,7 @@ def _since(text: str) -> int:
         raise SetupError("--since", f"{text!r} is no time; write 2026-01-31T12:00, or an age such as 12h") from None
     if then.tzinfo is None:
         then = then.replace(tzinfo=timezone.utc)
-    return int(then.timestamp() * 1e9)
+    return min(int(then.timestamp() * 1e9), _LAST_NS)
 
 
 def _when(unix_ns: int) -> str:

@@ -96,6 +96,7 @@ class AuditStore:
         self._lost_since = 0
         self._fault = ""
         self._head: Head | None = None
+        self._head_told: Head | None = None
         self._due = self._head_due = 0.0
         metrics.declare(_LOST, [(_QUEUE_FULL,), (_NO_SPACE,), (_IO,)])
         self._ledger: Ledger | None = None
@@ -239,9 +240,11 @@ class AuditStore:
             self._tell_head(ledger.head)
 
     def _tell_head(self, head: Head) -> None:
-        """Logs the head: a copy outside the file, for ``audit verify --head``."""
+        """Logs the head where it is new: a copy outside the file, for ``audit verify --head``."""
         self._head_due = time.monotonic() + _HEAD_SECONDS
-        _LOG.info("audit_head", file=str(self._path), head=str(head))
+        if head != self._head_told:
+            self._head_told = head
+            _LOG.info("audit_head", file=str(self._path), head=str(head))
 
     def _lost_row(self, lost: Counter[str], since: int) -> list[Entry]:
         if not lost:

@@ -50,9 +50,10 @@ def export(connection: sqlite3.Connection, out: Path, told: Told | None = None) 
                     told(done, count)
         partial.replace(out)
     except OSError as error:
+        raise SetupError("--out", f"{out}: {error.strerror or error}; name a file that can be written") from None
+    finally:
         with suppress(OSError):
             partial.unlink()
-        raise SetupError("--out", f"{out}: {error.strerror or error}; name a file that can be written") from None
     return done
 
 
