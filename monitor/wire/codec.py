@@ -32,6 +32,9 @@ _MAX_VARINT_BITS = 64
 _MAX_TAG_BITS = 32
 """Protobuf's own parser refuses tags of more than five bytes; lengths it takes like any other number."""
 
+_MAX_FIELDS = 1 << 15
+"""Of a frame, each event one. Millions of empty ones fit into a frame, and would take seconds to look through."""
+
 
 class Frame(NamedTuple):
     """A received frame: everything but the rows as a message, the rows as a view."""
@@ -89,7 +92,7 @@ def decode_frame(raw: bytes) -> Frame:
     """Splits the bytes of a frame into its message and a view of the rows.
 
     Raises:
-        FrameError: The bytes are not a frame, or carry rows twice.
+        FrameError: The bytes are not a frame, carry rows twice, or are of too many parts.
     """
     view = memoryview(raw)
     message = ingest_pb2.StreamActivationsRequest()
@@ -150,9 +153,14 @@ def rows_of(frame: Frame) -> torch.Tensor:
 
 def _find(view: memoryview, field: int) -> tuple[int, int, int] | None:
     """Finds a length-delimited field: (offset of its tag, offset of its payload, end of its payload)."""
-    position, end = 0, len(view)
+    position, end, fields = 0, len(view), 0
     while position < end:
         before = position
+        fields += 1
+        if fields > _MAX_FIELDS:
+            raise FrameError(
+                "events", f"the frame has more than {_MAX_FIELDS} fields; send events in parts", reason="events"
+            )
         tag, position = _read_varint(view, position, _MAX_TAG_BITS)
         kind = tag & 7
         if kind == _BYTES:

@@ -221,6 +221,14 @@ class TestBadFrames:
             else:
                 assert refused_field(raw) == "frame"
 
+    @pytest.mark.parametrize("rows", [b"", b"\x7a\x00"])
+    def test_millions_of_empty_fields(self, rows: bytes) -> None:
+        """A frame of more parts than anyone sends is given up before its parts are looked at, wherever they stand."""
+        with pytest.raises(FrameError) as raised:
+            decode_frame(rows + b"\x2a\x00" * (1 << 22))
+
+        assert (raised.value.field, raised.value.reason) == ("events", "events")
+
     def test_rows_twice(self) -> None:
         """A second rows field is refused; merging two tensors has no meaning."""
         once = encode_frame(Message(), torch.ones(1, 1, 1))
