@@ -184,7 +184,7 @@ def is_full(error: Exception, path: Path) -> bool:
     """Whether what failed on a store failed for want of space."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
-    if "full" in str(error):
+    if "is full" in str(error):
         return True
     try:  # with no room for its own bookkeeping SQLite speaks of an I/O error
         return os.statvfs(path.parent).f_bavail == 0

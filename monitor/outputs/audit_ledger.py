@@ -106,11 +106,12 @@ class Ledger:
         through, reason = self._too_old(keep), "age"
         if not through:
             through, reason = self._too_large(keep), "size"
-        if not through:
+        # Somebody may have deleted that row: then the last one before it.
+        last = self._db.execute("SELECT seq, hash FROM rows WHERE seq <= ? ORDER BY seq DESC", (through,)).fetchone()
+        if last is None:
             return ""
-        (last,) = self._db.execute("SELECT hash FROM rows WHERE seq = ?", (through,)).fetchone()
-        deleted = self._db.execute("DELETE FROM rows WHERE seq <= ?", (through,)).rowcount
-        told = canonical({"through": through, "hash": last.hex(), "rows": deleted, "reason": reason})
+        deleted = self._db.execute("DELETE FROM rows WHERE seq <= ?", last[:1]).rowcount
+        told = canonical({"through": last[0], "hash": last[1].hex(), "rows": deleted, "reason": reason})
         self._add(Entry("pruned", time.time_ns(), told))
         self._db.execute("PRAGMA incremental_vacuum").fetchall()  # it works a page for each row asked for
         return told
