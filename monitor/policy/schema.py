@@ -16,6 +16,9 @@ from monitor.probes.bank import Bank, Stance
 SHIPPED = Path(__file__).parent / "shipped"
 """Policies in the package: alerts/policies of the checkout."""
 
+LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,62}$"
+"""What the label of a request may be called."""
+
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -39,7 +42,7 @@ class Policy(_Part):
     """What one route may show."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
-    match: dict[str, str] = Field(
+    match: dict[Annotated[str, Field(pattern=LABEL_NAME)], str] = Field(
         default_factory=dict, description="Request labels a turn must carry; none: every turn."
     )
     stance: Stance

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from monitor.errors import FrameError, ModelMismatchError, TurnError
+from monitor.policy.schema import LABEL_NAME
+from monitor.wire.codec import Frame
 from monitor.wire.v1 import ingest_pb2
 
 MAX_EVENTS = 1 << 14
@@ -21,11 +23,12 @@ MAX_DIMENSIONS = 8
 MAX_LAYERS = 256
 MAX_ID_LENGTH = 256
 MAX_LABELS, MAX_LABEL_LENGTH = 16, 128
-_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_.-]{0,62}")
+_LABEL_NAME = re.compile(LABEL_NAME)
 MAX_STREAMS, MAX_STREAMS_OF_PEER = 64, 32
 """At once: each holds a thread of the server for as long as it is open."""
 UNITS_PER_SECOND, UNITS_AT_ONCE = 20_000.0, 4.0 * MAX_EVENTS
-"""Frames and events of one stream, each a unit: an engine needs a few hundred, one without rows could send millions."""
+"""Of one stream, see ``units_of``: an engine needs a few thousand; without rows it could send millions."""
+_BYTES_OF_UNIT = 512
 _LINES, _LINES_SECONDS = 5, 60.0
 
 Clock = Callable[[], float]
@@ -88,15 +91,10 @@ def check_start(request_id: str, start: ingest_pb2.Start) -> None:
         fix = "send those that policies match on"
         raise _bad_labels(f"{len(start.labels)} of them; the limit is {MAX_LABELS}, {fix}")
     for name, value in start.labels.items():
-        if not is_label_name(name):
+        if not _LABEL_NAME.fullmatch(name):
             raise _bad_labels("a name must be 1 to 63 letters, digits or any of _.-, and begin with a letter or _")
         if len(value) > MAX_LABEL_LENGTH or not value.isprintable():
             raise _bad_labels(f"{name} must have at most {MAX_LABEL_LENGTH} characters, all of them printable")
-
-
-def is_label_name(name: str) -> bool:
-    """Whether a request may carry a label of this name."""
-    return _LABEL_NAME.fullmatch(name) is not None
 
 
 def _bad_labels(message: str) -> TurnError:
@@ -104,6 +102,18 @@ def _bad_labels(message: str) -> TurnError:
 
 
 # -- how much of it ---------------------------------------------------------------------------------------------------
+
+
+def units_of(size: int, frame: Frame | None = None) -> float:
+    """What it takes to look at a frame, beside its rows: a unit for itself, each event and each so many bytes.
+
+    Args:
+        size: Bytes received.
+        frame: The frame; None where it could not be read.
+    """
+    if frame is None:
+        return 1 + size / _BYTES_OF_UNIT
+    return 1 + len(frame.message.events) + (size - frame.data.nbytes) / _BYTES_OF_UNIT
 
 
 class Pace:

@@ -104,6 +104,9 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "unknown severity": ([policy(severity="loud")], "policies.0.severity", "critical"),
     "bad name": ([policy("No Spaces")], "policies.0.name", "pattern"),
     "label that is no text": ([policy("a", match={"tier": 1}), policy()], "policies.0.match.tier", "string"),
+    "label no request can carry": (
+        [policy("a", match={"a/b": "x"}), policy()], "policies.0.match.a/b.[key]", "pattern"
+    ),
     "coverage above one": (
         [policy(turn={"false_alarm_rate": 0.1, "min_coverage": 1.1})], "policies.0.turn.min_coverage", "less than"
     ),

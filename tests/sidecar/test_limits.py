@@ -18,9 +18,10 @@ from monitor.sidecar.limits import (
     check_frame,
     check_hello,
     check_start,
-    is_label_name,
     machine_of,
+    units_of,
 )
+from monitor.wire import codec
 from monitor.wire.v1 import ingest_pb2
 
 Frame, Spans = ingest_pb2.StreamActivationsRequest, ingest_pb2.Spans
@@ -161,14 +162,17 @@ class TestStart:
 
         assert (raised.value.field, raised.value.reason) == (field, "id")
 
-    @pytest.mark.parametrize(("name", "expected"), [("app", True), ("app.kubernetes.io/name", False), ("", False)])
-    def test_label_names(self, name: str, expected: bool) -> None:
-        """A policy can ask beforehand."""
-        assert is_label_name(name) == expected
-
 
 class TestPace:
     """How fast one stream is read."""
+
+    def test_units(self) -> None:
+        """Rows cost nothing, events and other bytes do, and so do bytes that are no frame."""
+        rows, message = bytes(1 << 20), events(100)
+
+        assert units_of(len(rows), codec.Frame(Frame(), memoryview(rows), len(rows))) == 1
+        assert units_of(512, codec.Frame(message, memoryview(b""), 512)) == 102
+        assert units_of(1 << 20) > 1000
 
     def test_honest(self) -> None:
         """A stream within its pace never waits, however long."""
