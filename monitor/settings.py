@@ -27,6 +27,15 @@ class SidecarSettings(BaseSettings):
     )
     max_frame_bytes: int = Field(default=16 << 20, ge=1 << 16, le=64 << 20, description="Largest frame taken.")
     credit_bytes: int = Field(default=32 << 20, ge=1 << 16, description="Bytes a client may have in flight.")
+    sampling_rate: float = Field(default=1, gt=0, le=1, description="Share of requests that engines send, by their id.")
+    shared_memory_bytes: int = Field(
+        default=0, ge=0, le=1 << 30, description="Memory each engine may share on a unix socket, for rows; 0: none."
+    )
+    projection: bool = Field(
+        default=False,
+        description="Have engines multiply rows with the probes before they send them: a fraction of the bytes, but a "
+        "new bank costs the turns that are open.",
+    )
     max_open_turns: int = Field(default=4096, ge=1, le=1 << 20, description="Turns open at once.")
     turn_timeout_seconds: float = Field(default=300, gt=0, description="Silence after which an open turn is given up.")
     allow_unvalidated: bool = Field(
@@ -48,7 +57,7 @@ class SidecarSettings(BaseSettings):
         default=1 << 30, ge=1 << 20, description="Size beyond which its oldest rows are pruned."
     )
     audit_tokens: int = Field(
-        default=0, ge=0, le=1 << 16, description="Last tokens of an alerted turn whose scores it keeps; 0: none."
+        default=0, ge=0, le=4096, description="Last tokens of an alerted turn whose scores it keeps; 0: none."
     )
     audit_text: bool = Field(default=False, description="Whether the ids of those tokens are kept too, which is text.")
     audit_key_file: Path | None = Field(

@@ -47,11 +47,11 @@ class BaselineWriter:
         metrics.declare("affect_baseline_turns_lost_total", [("no_space",), (_OTHER,)])
         self._held = self._taken_over()
 
-    def add(self, stats: TurnStats, stance: Stance) -> None:
-        """Writes the line of a turn, unless the file is full."""
-        if self._held >= self._turns:
+    def add(self, stats: TurnStats, stance: Stance, bank: Bank) -> None:
+        """Writes the line of a turn, unless the file is full or it was scored by other probes than the file's."""
+        if self._held >= self._turns or bank.probes != self._bank.probes:
             return
-        line = baseline_line(self._bank, stats, stance).model_dump_json() + "\n"
+        line = baseline_line(bank, stats, stance).model_dump_json() + "\n"
         try:
             _append(self._path, line.encode())
         except OSError as error:

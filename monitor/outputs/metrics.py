@@ -10,10 +10,13 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -64,7 +67,7 @@ METRICS: dict[str, Spec] = {
     "affect_turn_user_affect": Spec("histogram", "User affect of judged turns.", ("policy",), _SCORE),
     "affect_turn_assistant_affect": Spec("histogram", "Assistant affect of judged turns.", ("policy",), _SCORE),
     "affect_turn_family_score": Spec("histogram", "Family scores of judged turns.", ("policy", "family"), _SCORE),
-    "affect_emotion_probability": Spec("gauge", "Running mean over judged turns.", ("policy", "emotion")),
+    "affect_emotion_probability": Spec("average", "Running mean over judged turns.", ("policy", "emotion")),
     "affect_alerts_active": Spec("gauge", "Alerts by state.", ("policy", "target", "state")),
     "affect_alerts_fired_total": Spec("counter", "Alerts that began to fire.", ("policy", "target")),
     "affect_notifications_total": Spec(
@@ -89,7 +92,7 @@ METRICS: dict[str, Spec] = {
     _DROPPED: Spec("counter", "Updates refused because of the cap on series."),
 }
 
-_EMOTION_WEIGHT = 0.05
+_AVERAGE_WEIGHT = 0.05
 
 Labels = tuple[str, ...]
 
@@ -104,6 +107,14 @@ class _Histogram:
         self.total = 0.0
 
 
+@dataclass
+class _Averages:
+    """Running means of one policy, by name."""
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+
+
 class Metrics(Collector):
     """All numbers of a sidecar; safe to use from several threads.
 
@@ -116,7 +127,10 @@ class Metrics(Collector):
         self._max_series = max_series
         self._series = 0
         self._values: dict[str, dict[Labels, float]] = {
-            name: {} for name in METRICS if METRICS[name].kind != "histogram"
+            name: {} for name in METRICS if METRICS[name].kind in {"counter", "gauge"}
+        }
+        self._averages: dict[str, dict[str, _Averages]] = {
+            name: {} for name in METRICS if METRICS[name].kind == "average"
         }
         self._histograms: dict[str, dict[Labels, _Histogram]] = {
             name: {} for name in METRICS if METRICS[name].kind == "histogram"
@@ -148,16 +162,24 @@ class Metrics(Collector):
                 if self._born(name, labels):
                     series[labels] = value
 
-    def average(self, name: str, values: Iterable[tuple[Labels, float]]) -> None:
-        """Moves gauges towards new values; the first value of a series is taken as it is, NaN is no value."""
+    def average(self, name: str, policy: str, values: Mapping[str, float]) -> None:
+        """Moves the gauges of a policy towards new values; a first value is taken as it is, NaN is no value.
+
+        Args:
+            name: A metric of kind "average", with labels policy and one more.
+            policy: Value of the first label.
+            values: New values by the second label, in the same order every time.
+        """
+        fresh = np.fromiter(values.values(), float, len(values))
         with self._lock:
-            for labels, value in values:
-                if math.isnan(value):
-                    continue  # a mean would never be rid of it
-                fresh = labels not in self._values[name]
-                if self._born(name, labels):
-                    old = self._values[name][labels]
-                    self._values[name][labels] = value if fresh else old + _EMOTION_WEIGHT * (value - old)
+            names, held = tuple(values), self._averages[name].get(policy)
+            if held is None or held.names != names:
+                size = len(values) - (len(held.names) if held else 0)
+                if not self._admit(size):
+                    return
+                held = self._averages[name][policy] = _Averages(names, np.full(len(values), np.nan))
+            moved = np.where(np.isnan(held.values), fresh, held.values + _AVERAGE_WEIGHT * (fresh - held.values))
+            held.values = np.where(np.isnan(fresh), held.values, moved)
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         """Counts a value into a histogram; NaN is no value."""
@@ -188,6 +210,13 @@ class Metrics(Collector):
         """A consistent copy of all series, rendered after the lock was given back."""
         with self._lock:
             values = {name: dict(series) for name, series in self._values.items()}
+            for name, averages in self._averages.items():
+                values[name] = {
+                    (policy, key): value
+                    for policy, held in averages.items()
+                    for key, value in zip(held.names, held.values.tolist(), strict=True)
+                    if value == value  # noqa: PLR0124 - NaN is not itself: nothing was averaged yet
+                }
             histograms = {
                 name: {labels: (list(histogram.counts), histogram.total) for labels, histogram in series.items()}
                 for name, series in self._histograms.items()
@@ -203,16 +232,22 @@ class Metrics(Collector):
             return True
         if len(labels) != len(spec.labels):
             raise ValueError(f"{name} has labels {spec.labels}, got {labels}")
-        size = _samples(spec)
-        if self._series + size > self._max_series:
-            dropped = self._values[_DROPPED]
-            dropped[()] = dropped.get((), 0.0) + 1
+        if not self._admit(_samples(spec)):
             return False
-        self._series += size
         if spec.kind == "histogram":
             self._histograms[name][labels] = _Histogram(len(spec.bounds))
         else:
             self._values[name][labels] = 0.0
+        return True
+
+
+    def _admit(self, samples: int) -> bool:
+        """Makes room for more samples on the page; counts where the cap forbids it."""
+        if self._series + samples > self._max_series:
+            dropped = self._values[_DROPPED]
+            dropped[()] = dropped.get((), 0.0) + 1
+            return False
+        self._series += samples
         return True
 
 
@@ -246,6 +281,7 @@ _Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _KINDS: dict[str, Callable[..., _Family]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
+    "average": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import structlog
 
 from monitor.errors import FrameError, SetupError
+from monitor.settings import SidecarSettings
+from monitor.sidecar.listen import open_to, owners_alone
 from monitor.wire.v1 import ingest_pb2
 
 _LOG = structlog.get_logger("memory")
@@ -75,21 +77,20 @@ class SharedMemoryLender:
 
     Args:
         ingest_socket: The ingest socket; the lender's lies beside it.
-        size: Bytes of a region.
+        settings: Size of a region, and who may open the socket.
 
     Raises:
         SetupError: Its socket cannot be made.
     """
 
-    def __init__(self, ingest_socket: Path, size: int) -> None:
+    def __init__(self, ingest_socket: Path, settings: SidecarSettings) -> None:
         self._path = ingest_socket.with_name(ingest_socket.name + ".memory")
-        self._mode = ingest_socket.stat()
-        self._size = size
+        self._size = settings.shared_memory_bytes
         self._lent: dict[bytes, Region] = {}
         self._made = 0
         self._regions = 0
         self._lock = threading.Lock()
-        self._listener = self._listen()
+        self._listener = self._listen(settings)
         threading.Thread(target=self._serve, name="memory", daemon=True).start()
 
     def lend(self) -> Region | None:
@@ -128,13 +129,13 @@ class SharedMemoryLender:
         self._listener.close()
         self._path.unlink(missing_ok=True)
 
-    def _listen(self) -> socket.socket:
+    def _listen(self, settings: SidecarSettings) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX)
         try:
             self._path.unlink(missing_ok=True)
-            listener.bind(str(self._path))
-            os.chown(self._path, self._mode.st_uid, self._mode.st_gid)
-            self._path.chmod(self._mode.st_mode & 0o777)
+            with owners_alone():
+                listener.bind(str(self._path))
+            open_to(self._path, settings)
             listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()

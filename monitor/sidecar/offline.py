@@ -28,7 +28,7 @@ from monitor.policy.schema import Policy, PolicyFile
 from monitor.probes.bank import Bank
 from monitor.probes.markers import Role
 from monitor.probes.score import Scorer
-from monitor.sidecar.pipeline import visibility_of
+from monitor.sidecar.judge import visibility_of
 from monitor.turns.roles import Ints, Labels, RoleLabeller
 from monitor.turns.tracker import TurnTracker
 

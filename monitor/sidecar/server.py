@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from monitor import __version__
-from monitor.errors import PolicyError
+from monitor.errors import BankError, PolicyError
 from monitor.outputs.alertmanager import AlertmanagerSender, Notice
 from monitor.outputs.audit import AuditStore
 from monitor.outputs.baseline import BaselineWriter
@@ -39,8 +39,9 @@ from monitor.sidecar.guard import PageGuard
 from monitor.sidecar.inspect_servicer import MAX_WATCHERS, InspectServicer
 from monitor.sidecar.interceptors import PromptInterceptor, TokenInterceptor
 from monitor.sidecar.limits import MAX_STREAMS
-from monitor.sidecar.listen import listen
+from monitor.sidecar.listen import listen, socket_path
 from monitor.sidecar.liveness import Health
+from monitor.sidecar.memory import SharedMemoryLender
 from monitor.sidecar.pipeline import Pipeline
 from monitor.sidecar.servicer import IngestServicer
 from monitor.wire.v1 import inspect_pb2_grpc
@@ -97,6 +98,9 @@ class Sidecar:
             turn_timeout=settings.turn_timeout_seconds,
             allow_unvalidated=settings.allow_unvalidated,
             keep_turns=settings.keep_turns,
+            trace_tokens=settings.audit_tokens,
+            trace_text=settings.audit_text,
+            audit=self._audit,
             baseline=_baseline(settings, bank, self.metrics),
         )
         self._serving, self._stopping = threading.Event(), threading.Event()
@@ -129,18 +133,19 @@ class Sidecar:
         return self._http.url
 
     def reload(self, by: str = "SIGHUP") -> bool:
-        """Takes the policy file anew, for a signal or a peer; a bad one is refused and the old one stays."""
+        """Takes bank and policy file anew, for a signal or a peer; bad ones are refused and the old ones stay."""
         with self._reloading:
             try:
-                policies = load_policy(self._settings.policy, self.pipeline.bank)
-            except PolicyError as error:
+                bank = load_bank(self._settings.bank)
+                policies = load_policy(self._settings.policy, bank)
+                self.pipeline.replace(bank, policies)
+            except (BankError, PolicyError) as error:
                 reload_result(self.metrics, successful=False)
                 admin("reload", sink=self._audit, outcome="refused", peer=by, field=error.field, message=error.message)
                 return False
-            self.pipeline.replace_policies(policies)
             reload_result(self.metrics, successful=True)
         names = ",".join(policy.name for policy in policies.policies)
-        admin("reload", sink=self._audit, outcome="taken", peer=by, policies=names)
+        admin("reload", sink=self._audit, outcome="taken", peer=by, bank=bank.card.bank_id, policies=names)
         return True
 
     def stop(self) -> None:
@@ -193,6 +198,9 @@ class Sidecar:
             options=[
                 # Twice, so that a frame somewhat too large is a fault of its stream and not the end of it.
                 ("grpc.max_receive_message_length", 2 * self._settings.max_frame_bytes),
+                # Fewer, larger reads: half as much again of bytes per second.
+                ("grpc.http2.max_frame_size", (1 << 24) - 1),
+                ("grpc.http2.lookahead_bytes", 16 << 20),
                 ("grpc.max_metadata_size", _MAX_METADATA),
                 ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA),
                 ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
@@ -211,8 +219,17 @@ class Sidecar:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._health.set(_LIVE, health_pb2.HealthCheckResponse.SERVING)
         self.ingest_port = listen(server, self._settings, self._doors.certificates_changed)
+        self._ingest.lender = self._make_lender()
         server.start()
         return server
+
+    def _make_lender(self) -> SharedMemoryLender | None:
+        path = socket_path(self._settings.ingest)
+        if not self._settings.shared_memory_bytes or path is None:
+            return None
+        lender = SharedMemoryLender(path, self._settings)
+        self._parts.callback(lender.close)
+        return lender
 
     def _serve_http(self) -> RunningServer:
         guarded = PageGuard(self._token, self._settings.http_host, self._doors.token_refused)

@@ -122,10 +122,12 @@ class TurnTracker:
         parts = slice(2 * slot, 2 * slot + 2)
         means = (self._sums[parts] / np.maximum(self._counts[parts], 1)[:, None]).astype(np.float32)
         self._free.append(slot)
+        user_tokens, assistant_tokens = self._counts[parts].tolist()
+        seen, scored, replayed, missing = self._tallies[slot].tolist()
         return TurnStats(
             means[_USER], means[_ASSISTANT], float(self._header[slot]), float(self._peak[slot]),
-            *self._counts[parts].tolist(), *self._tallies[slot].tolist(),
-            trace=self._traces.take(slot) if self._traces is not None else None,
+            user_tokens, assistant_tokens, seen, scored, replayed, missing,
+            self._traces.take(slot) if self._traces is not None else None,
         )  # fmt: skip
 
     def skip(self, slot: int, start: int, count: int) -> int:
@@ -236,7 +238,7 @@ class TurnTracker:
         padded[place] = affect
         heads = first + np.arange(len(slots)) * width
         padded[heads[:, None] + np.arange(width)] = self._last[slots]
-        # Sums of 2, 4, 8 values from one another: a difference of running sums would carry one turn's rounding to others.
+        # Sums of 2, 4, 8 values from one another: a difference of running sums would carry rounding from turn to turn.
         window, reach = padded, 1
         while reach < WINDOW:
             window = window[reach:] + window[:-reach]

@@ -37,6 +37,7 @@ class Projection:
         if flat.dtype == torch.float32:
             torch.addmm(self.bias, flat, self.weights, out=out)
             return
-        for piece, target in zip(flat.split(len(self._block)), out.split(len(self._block)), strict=True):
+        for start in range(0, len(flat), len(self._block)):
+            piece = flat[start : start + len(self._block)]
             wide = self._block[: len(piece)].copy_(piece)
-            torch.addmm(self.bias, wide, self.weights, out=target)
+            torch.addmm(self.bias, wide, self.weights, out=out[start : start + len(piece)])

@@ -1,0 +1,35 @@
+"""What belongs to one bank. A turn is scored and judged by the bank it began with, whatever is loaded meanwhile."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.assess.overindex import Assessor
+from monitor.probes.bank import Bank
+from monitor.probes.score import Scorer
+from monitor.turns.roles import RoleLabeller
+from monitor.turns.trace import TraceRing
+from monitor.turns.tracker import TurnTracker
+
+
+class Generation:
+    """A bank at work.
+
+    Args:
+        bank: The probes.
+        capacity: Turns that may be open at once.
+        trace_tokens: Last tokens of every turn that are kept one by one; 0: none.
+        trace_text: Whether to keep which tokens they were.
+    """
+
+    def __init__(self, bank: Bank, capacity: int, trace_tokens: int, *, trace_text: bool) -> None:
+        self.bank = bank
+        self.scorer = Scorer(bank)
+        self.assessor = Assessor(bank)
+        ring = TraceRing(capacity, trace_tokens, text=trace_text) if trace_tokens else None
+        columns = bank.columns
+        self.tracker = TurnTracker(
+            RoleLabeller(bank.markers), columns.total, columns.assistant_affect, capacity, ring
+        )
+        self.touched = np.zeros(capacity)
+        """When each slot was last heard of, by the monotonic clock."""

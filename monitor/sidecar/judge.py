@@ -1,0 +1,192 @@
+"""The end of a turn: its account of tokens, what may be said of it, and whom it is told to."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple
+
+from monitor.assess.overindex import TurnAssessment
+from monitor.outputs.audit import AuditStore
+from monitor.outputs.baseline import BaselineWriter
+from monitor.outputs.metrics import Metrics
+from monitor.policy.engine import AlertEngine
+from monitor.policy.schema import Policy
+from monitor.sidecar.sessions import OpenTurn
+from monitor.turns.tracker import TurnStats
+from monitor.wire.v1 import ingest_pb2
+
+_VISIBLE_P = 0.05
+"""The text twin sees an over-index when its own p-value is at most this."""
+_VISIBILITY = {
+    "": ingest_pb2.VISIBILITY_UNSPECIFIED,
+    "text_visible": ingest_pb2.VISIBILITY_TEXT_VISIBLE,
+    "text_silent": ingest_pb2.VISIBILITY_TEXT_SILENT,
+}
+_SHOWN = {value: text for text, value in _VISIBILITY.items()}
+SAMPLED_OUT, UNTOLD = "sampled_out", "untold"
+"""Reasons for which tokens never came: the request was not in the sample; nobody said why."""
+MARKS = ("unvalidated", SAMPLED_OUT, "partial", "abandoned", "nonfinite", "low_coverage", "short")
+
+
+class Ending(NamedTuple):
+    """How a turn ended."""
+
+    request_id: str
+    turn: OpenTurn
+    total_tokens: int
+    validated: bool
+    abandoned: bool
+
+
+class TurnJudge:
+    """Judges finished turns and tells of them.
+
+    Args:
+        metrics: Where everything is counted.
+        alerts: Life of alerts.
+        baseline: Takes turns that are judged and raise no alert.
+        audit: Takes turns that raise alerts, and a sample of the others.
+    """
+
+    def __init__(
+        self, metrics: Metrics, alerts: AlertEngine, baseline: BaselineWriter | None, audit: AuditStore | None
+    ) -> None:
+        self._metrics = metrics
+        self._alerts = alerts
+        self._baseline = baseline
+        self._audit = audit
+
+    def finish(self, ending: Ending) -> ingest_pb2.Assessment:
+        """Closes a turn, judges it where that may be done, and tells everybody."""
+        turn = ending.turn
+        stats = turn.generation.tracker.close(turn.slot)
+        message = self._account(ending, stats)
+        message.marks.extend(_marks(ending, stats, message.coverage))
+        self._judge(turn, stats, message)
+        self._keep(turn, stats, message)
+        self._count(turn.policy, message)
+        return message
+
+    def show_alerts(self) -> None:
+        """Puts the state of alerts on the page."""
+        self._metrics.replace(
+            "affect_alerts_active",
+            {(alert.policy.name, alert.target, alert.state.value): 1.0 for alert in self._alerts.active},
+        )
+        for (policy, target), count in self._alerts.fired.items():
+            self._metrics.set("affect_alerts_fired_total", count, policy, target)
+
+    def _account(self, ending: Ending, stats: TurnStats) -> ingest_pb2.Assessment:
+        """Where every token went: scored, not finite, or missing for a reason."""
+        turn = ending.turn
+        told = sum(turn.gaps.values())
+        total = max(ending.total_tokens, stats.seen_tokens + stats.missing_tokens + told)
+        untold = total - stats.seen_tokens - told
+        if untold:
+            turn.gaps[UNTOLD] = untold
+            self._metrics.add("affect_tokens_missing_total", untold, UNTOLD)
+        return ingest_pb2.Assessment(
+            request_id=ending.request_id,
+            turn_id=turn.turn_id,
+            policy=turn.policy.name,
+            coverage=stats.scored_tokens / total if total else 0.0,
+            labels=turn.start.labels,
+            ended_unix_ns=time.time_ns(),
+            assistant_tokens=stats.assistant_tokens,
+            user_tokens=stats.user_tokens,
+            external_id=turn.start.external_id,
+            total_tokens=total,
+            scored_tokens=stats.scored_tokens,
+            gaps=turn.gaps,
+        )
+
+    def _judge(self, turn: OpenTurn, stats: TurnStats, message: ingest_pb2.Assessment) -> None:
+        """Fills in the numbers of a turn and, unless something keeps it from that, puts it before the policy."""
+        if "nonfinite" in message.marks or not stats.assistant_tokens:
+            for name in ("user_affect", "assistant_affect", "warranted", "over_index", "p_value", "twin_over_index"):
+                setattr(message, name, math.nan)
+            return
+        assessment = turn.generation.assessor.assess(stats, turn.policy.stance)
+        over = assessment.affect.p_value <= turn.policy.turn.false_alarm_rate
+        visibility = visibility_of(assessment) if over else ""
+        fill(message, assessment, visibility)
+        if _judged(message):
+            self._metrics.average("affect_emotion_probability", turn.policy.name, assessment.emotions)
+            message.alerts.extend(self._alerts.observe(turn.policy, turn.turn_id, assessment, visibility))
+
+    def _keep(self, turn: OpenTurn, stats: TurnStats, message: ingest_pb2.Assessment) -> None:
+        """Writes a turn down where that is wanted."""
+        bank, stance = turn.generation.bank, turn.policy.stance
+        # A turn whose user was not seen has no user scores to keep.
+        if self._baseline is not None and stats.user_tokens and not message.marks and not message.alerts:
+            self._baseline.add(stats, stance, bank)
+        if self._audit is not None:
+            trace = stats.trace
+            if trace is not None:
+                trace = trace._replace(affect=turn.generation.assessor.affect(trace.affect))
+            self._audit.turn(message, bank_id=bank.card.bank_id, stance=stance.value, trace=trace)
+
+    def _count(self, policy: Policy, turn: ingest_pb2.Assessment) -> None:
+        metrics, name = self._metrics, policy.name
+        metrics.add("affect_turns_total", 1, name)
+        for mark in turn.marks:
+            metrics.add("affect_turns_unjudged_total", 1, name, mark)
+        # A turn left out on purpose says nothing of how well turns are seen.
+        if SAMPLED_OUT not in turn.marks:
+            metrics.observe("affect_turn_coverage_ratio", turn.coverage, name)
+        if not _judged(turn):
+            return
+        metrics.observe("affect_turn_over_index", turn.over_index, name)
+        metrics.observe("affect_turn_user_affect", turn.user_affect, name)
+        metrics.observe("affect_turn_assistant_affect", turn.assistant_affect, name)
+        for family, score in turn.families.items():
+            metrics.observe("affect_turn_family_score", score, name, family)
+        for target in turn.alerts:
+            metrics.add("affect_turns_over_total", 1, name, target)
+        if turn.visibility:
+            metrics.add("affect_turns_visibility_total", 1, name, _SHOWN[turn.visibility])
+        self.show_alerts()
+
+
+def _marks(ending: Ending, stats: TurnStats, coverage: float) -> list[str]:
+    """What keeps a turn from being judged."""
+    turn, rule = ending.turn, ending.turn.policy.turn
+    sampled_out = SAMPLED_OUT in turn.gaps and not stats.seen_tokens
+    found = {
+        "unvalidated": not ending.validated,
+        SAMPLED_OUT: sampled_out,
+        "partial": "restarted" in turn.gaps,
+        "abandoned": ending.abandoned,
+        "nonfinite": stats.scored_tokens < stats.seen_tokens,
+        "low_coverage": not sampled_out and coverage < rule.min_coverage,
+        "short": not sampled_out and stats.assistant_tokens < rule.min_assistant_tokens,
+    }
+    return [mark for mark in MARKS if found[mark]]
+
+
+def _judged(turn: ingest_pb2.Assessment) -> bool:
+    """Whether rules apply to a turn: an unvalidated model may raise alerts too, and the mark travels with them."""
+    return not set(turn.marks) - {"unvalidated"}
+
+
+def visibility_of(assessment: TurnAssessment) -> str:
+    """Whether the words of an over-indexed turn show it."""
+    return "text_visible" if assessment.twin.p_value <= _VISIBLE_P else "text_silent"
+
+
+def fill(message: ingest_pb2.Assessment, assessment: TurnAssessment, visibility: str) -> None:
+    """Puts the numbers of an assessment into its message."""
+    message.user_affect = assessment.user_affect
+    message.assistant_affect = assessment.affect.value
+    message.warranted = assessment.affect.warranted
+    message.over_index = assessment.affect.over_index
+    message.p_value = assessment.affect.p_value
+    message.twin_over_index = assessment.twin.over_index
+    message.visibility = _VISIBILITY[visibility]
+    message.prepared = assessment.prepared
+    message.peak = assessment.peak
+    message.families.update({name: excess.value for name, excess in assessment.families.items()})
+    message.user_families.update(assessment.user_families)
+    message.emotions.update(assessment.emotions)
+    message.user_emotions.update(assessment.user_emotions)

@@ -1,0 +1,67 @@
+"""What the sidecar knows of the engines that talk to it and of the turns that are under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from monitor.policy.schema import Policy
+from monitor.sidecar.generation import Generation
+from monitor.sidecar.memory import Region
+from monitor.wire.v1 import ingest_pb2
+
+SessionKey = tuple[str, int, bool]
+"""Engine id, data-parallel rank, and whether its model is the bank's: one that fits shares nothing with one that does
+not, whatever the engine calls itself."""
+
+
+@dataclass(eq=False)
+class OpenTurn:
+    """A turn under way."""
+
+    generation: Generation
+    slot: int
+    turn_id: str
+    start: ingest_pb2.Start
+    policy: Policy
+    gaps: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class EngineSession:
+    """One engine rank, across its reconnections."""
+
+    key: SessionKey
+    validated: bool
+    turns: dict[str, OpenTurn] = field(default_factory=dict)
+    slots: dict[Generation, dict[str, int]] = field(default_factory=dict)
+    """The slots of the same turns, for whole frames at a time."""
+    streams: int = 0
+
+    def add(self, request_id: str, turn: OpenTurn) -> None:
+        """Takes a turn in."""
+        self.turns[request_id] = turn
+        self.slots.setdefault(turn.generation, {})[request_id] = turn.slot
+
+    def remove(self, request_id: str) -> OpenTurn:
+        """Lets go of a turn."""
+        turn = self.turns.pop(request_id)
+        slots = self.slots[turn.generation]
+        del slots[request_id]
+        if not slots:
+            del self.slots[turn.generation]
+        return turn
+
+
+@dataclass(eq=False)
+class EngineStream:
+    """One connection of an engine.
+
+    Attributes:
+        session: Whose it is.
+        projected: The generation whose probes its rows went through; None: rows are hidden states.
+        region: Memory it shares.
+    """
+
+    session: EngineSession
+    projected: Generation | None = None
+    region: Region | None = None
