@@ -61,7 +61,7 @@ class PromptInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc h
     def sweep(self) -> None:
         """Cancels the calls whose time is over; to be called now and then."""
         before = self._clock() - self._seconds
-        for context, since in list(self._waiting.items()):
+        for context, since in self._waiting.copy().items():
             if since <= before:
                 context.cancel()
 
