@@ -193,7 +193,7 @@ class Sidecar:
         token = [TokenInterceptor(self._token, self._doors.token_refused)] if self._token else []
         server = grpc.server(
             futures.ThreadPoolExecutor(_THREADS, "grpc"),
-            interceptors=[*token, self._prompt],
+            interceptors=[self._prompt, *token],
             maximum_concurrent_rpcs=_THREADS,
             options=[
                 # Twice, so that a frame somewhat too large is a fault of its stream and not the end of it.
