@@ -7,14 +7,18 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from audits import PATIENCE, records, verified
+from engine import make_turn, whole
 
 from monitor.errors import SetupError
 from monitor.outputs import audit
+
+if TYPE_CHECKING:
+    from monitor.probes.bank import Bank
 
 FAULT = 'affect_monitor_fault{fault="AffectAuditNotWritten"}'
 Wait = Callable[[Callable[[], Any]], Any]
@@ -78,6 +82,40 @@ class TestActions:
         """Without the setting nothing is stored."""
         serve().stop()
         assert not list(tmp_path.rglob("*.db*"))
+
+
+class TestTurns:
+    """Turns that a sidecar records."""
+
+    @pytest.mark.parametrize("text", [False, True])
+    def test_that_alert_have_their_last_tokens(
+        self, text: bool, serve: Any, connect: Any, small_bank: Bank, path: Path
+    ) -> None:
+        """A turn over its bound is recorded as it was answered, with the tokens asked for; a calm one is not."""
+        sidecar = serve(audit_file=path, audit_sample_rate=0.0, audit_tokens=4, audit_text=text)
+        stream = connect().stream(small_bank)
+        calm, over = make_turn(small_bank, "calm"), make_turn(small_bank, "over", assistant=9.0)
+        for turn in (calm, over):
+            answer = stream.send(whole(turn))
+        sidecar.stop()
+        (row,) = [row for row in records(path) if row.kind == "turn"]
+        (told,) = answer.assessments
+        assert (row.payload["request_id"], row.payload["turn_id"]) == ("over", told.turn_id)
+        assert row.payload["alerts"] == list(told.alerts) != []
+        assert (row.payload["bank_id"], row.payload["stance"]) == (small_bank.card.bank_id, "neutral")
+        trace = row.trace or {}
+        assert len(trace["positions"]) == len(trace["affect"]) == 4
+        assert trace["positions"] == sorted(trace["positions"])
+        ids = [int(token) for token in over.token_ids]
+        assert trace.get("token_ids") == ([ids[position] for position in trace["positions"]] if text else None)
+
+    def test_are_sampled(self, serve: Any, connect: Any, small_bank: Bank, path: Path) -> None:
+        """With a sample of everything calm turns are recorded too, without their tokens."""
+        sidecar = serve(audit_file=path, audit_sample_rate=1.0, audit_tokens=4)
+        connect().stream(small_bank).send(whole(make_turn(small_bank, "calm")))
+        sidecar.stop()
+        (row,) = [row for row in records(path) if row.kind == "turn"]
+        assert (row.payload["alerts"], row.trace) == ([], None)
 
 
 class TestDisk:
