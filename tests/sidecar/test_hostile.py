@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import httpx
 import pytest
+import structlog
 from engine import PATIENCE, Engine, Request, make_hello, make_turn, whole
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from monitor.outputs import patience
+from monitor.sidecar.limits import MAX_EVENTS, MAX_STREAMS_OF_PEER
 from monitor.sidecar.server import _MAX_CONNECTIONS, _THREADS
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from monitor.probes.bank import Bank
     from monitor.sidecar.server import Sidecar
@@ -68,6 +71,17 @@ class TestCalls:
         sidecar._prompt._seconds = 0.0
 
         assert silent(connect(), method).code() is grpc.StatusCode.CANCELLED
+
+    def test_silent_call_without_token(self, serve: Any, connect: Any, silent: Any, tmp_path: Path) -> None:
+        """A call that will be refused has no more time than others to say what it wants."""
+        (tmp_path / "token").write_text("secret")
+        (tmp_path / "token").chmod(0o600)
+        sidecar = serve(token_file=tmp_path / "token")
+        sidecar._prompt._seconds = 0.0
+
+        call = silent(connect(), "/affect.monitor.v1.InspectService/GetStatus")
+
+        assert call.code() is grpc.StatusCode.CANCELLED
 
     def test_engine_with_little_traffic(self, serve: Any, connect: Any, small_bank: Bank) -> None:
         """A stream that has said its hello may be silent for as long as it likes."""
@@ -139,6 +153,62 @@ class TestCalls:
             assert watched.code() is grpc.StatusCode.UNIMPLEMENTED
 
         assert not sidecar._health._send_response_callbacks
+
+
+class TestStreams:
+    """Streams and what comes over them."""
+
+    def test_too_many_of_one_machine(self, serve: Any, connect: Any, small_bank: Bank) -> None:
+        """One machine has its part of the streams, and is told when to come again; one that ends makes room."""
+        sidecar = serve(ingest="127.0.0.1:0", insecure=True)
+        engine = connect(f"127.0.0.1:{sidecar.ingest_port}")
+        streams = [engine.stream(small_bank, engine_id=f"{number}") for number in range(MAX_STREAMS_OF_PEER)]
+
+        late = engine.ingest.StreamActivations(iter([Request(hello=make_hello(small_bank))]), timeout=PATIENCE)
+
+        assert late.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert streams[0].send(whole(make_turn(small_bank, "turn"))).assessments
+
+    @pytest.mark.parametrize("first", [Request(), Request(hello=ingest_pb2.Hello())])
+    def test_bad_hello(self, first: Request, serve: Any, connect: Any) -> None:
+        """A stream that begins badly is told which field is to blame."""
+        serve()
+
+        call = connect().ingest.StreamActivations(iter([first]), timeout=PATIENCE)
+
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    def test_garbage_for_a_hello(self, serve: Any, connect: Any) -> None:
+        """A stream that begins with bytes that are no frame is refused at once: it holds nothing."""
+        sidecar = serve()
+
+        call = connect().channel.stream_stream(f"{INGEST}StreamActivations")(iter([b"\xff" * 99]), timeout=PATIENCE)
+
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert sidecar.metrics.value("affect_streams_open") == 0
+
+    @pytest.mark.parametrize("count", [MAX_EVENTS + 1, 1 << 18])
+    def test_flood_of_events(self, count: int, serve: Any, connect: Any, small_bank: Bank) -> None:
+        """A frame of more events than anyone has is set aside whole, with one fault; the stream goes on."""
+        serve()
+        stream = connect().raw_stream(small_bank)
+
+        answer = stream.send(Request(events=[ingest_pb2.Event()]).SerializeToString() * count)
+
+        assert [(fault.field, fault.reason) for fault in answer.faults] == [("events", "events")]
+        assert stream.send(whole(make_turn(small_bank, "turn")).SerializeToString()).assessments
+
+    def test_flood_of_faults_in_the_log(self, serve: Any, connect: Any, small_bank: Bank) -> None:
+        """Bad input is counted every time and fills no log."""
+        sidecar = serve()
+        stream = connect().stream(small_bank)
+
+        with structlog.testing.capture_logs() as log:
+            for _ in range(50):
+                stream.send(Request(events=[ingest_pb2.Event(request_id="none", end=ingest_pb2.End())]))
+
+        assert 0 < len([line for line in log if line["event"] == "bad_input"]) < 50
+        assert sidecar.metrics.value("affect_faults_total", "end_without_start") == 50
 
 
 class TestConnections:
