@@ -101,11 +101,11 @@ def _falls_by_turns(rows: Sequence[Row], transport: str) -> Bar:
 
 
 def _fall(name: str, few: Row | None, many: Row | None) -> Bar:
-    """How far speed falls, each against the product measured beside it: the rows are minutes apart."""
+    """How far tokens per second of the sidecar's core fall; of processor time, for the rows are minutes apart."""
     bar = f"< {_FALL:.0%}"
     if few is None or many is None:
         return Bar(name, bar)
-    fall = 1 - many["ratio"] / few["ratio"]
+    fall = 1 - many["tokens_per_core_second"] / few["tokens_per_core_second"]
     return Bar(name, bar, f"{fall:.1%}", fall < _FALL)
 
 

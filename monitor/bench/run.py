@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from monitor.bench.bank import write_bank
+from monitor.bench.bank import make_bank
 from monitor.bench.bars import main_row
 from monitor.bench.cores import Cores
 from monitor.bench.grid import Pace, Setting, Told
@@ -18,7 +17,6 @@ from monitor.bench.sidecar import NotOfferedError
 from monitor.bench.soak import soak
 from monitor.bench.stages import profile
 from monitor.errors import SetupError
-from monitor.probes.bank import load_bank
 
 
 def run(
@@ -38,7 +36,7 @@ def run(
         cores: Who runs where.
         told: Called with rows done and rows in all, then with samples of the soak.
         soak_minutes: Length of a load at half speed that shows whether memory grows; 0: none.
-        stages: Whether to time the stages of a frame at the main size.
+        stages: Whether to time the stages of a frame.
 
     Returns:
         ``machine``, ``rows`` and ``left_out`` (what could not be measured, and why); ``soak`` and ``profile`` where
@@ -87,11 +85,15 @@ def machine(cores: Cores) -> Row:
     }
 
 
-def _profile(rows: Sequence[Row], cores: Cores) -> Row:
-    main = Setting()
-    with tempfile.TemporaryDirectory(prefix="affect-bench-") as folder:
-        bank = load_bank(write_bank(Path(folder), main.hidden_size, main.probes, main.layers))
-    return profile(main, bank, cores, main_row(rows, transport="grpc"))
+def _profile(rows: Sequence[Row], cores: Cores) -> list[Row]:
+    """The stages of a frame with many probes and with few."""
+    profiles = []
+    for probes in (171, 16):
+        setting = Setting(probes=probes)
+        bank = make_bank(setting.hidden_size, probes, setting.layers)
+        stages = profile(setting, bank, cores, main_row(rows, transport="grpc", probes=probes))
+        profiles.append({"hidden_size": setting.hidden_size, "probes": probes, "stages": stages})
+    return profiles
 
 
 def _cpu() -> str:

@@ -21,7 +21,7 @@ def show(console: Console, result: Row, bars: Sequence[Bar]) -> None:
     console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; {machine['pinning']}")
     console.print(_rows(result["rows"]))
     console.print(
-        "product: the bare matrix product of the same rows; gRPC: MB/s of bare transport; lag and scrape: at half "
+        "product: the bare matrix product of the same rows; by CPU: ratio by processor time; lag and scrape: at half "
         "load, lag from a frame's sending to its tokens being counted, interpolated within the histogram's bucket",
         style="dim",
     )
@@ -42,7 +42,7 @@ def show(console: Console, result: Row, bars: Sequence[Bar]) -> None:
 def _rows(rows: Sequence[Row]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("way, width x probes x layers", no_wrap=True)
-    for name in ("req.", "open", "tokens/s", "product", "ratio", "MB/s", "gRPC", "lag p99", "CPU s/M", "RSS", "scrape"):
+    for name in ("req.", "open", "tokens/s", "product", "ratio", "by CPU", "MB/s", "lag p99", "RSS", "scrape"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         lag = "-" if row["lag_p99_ms"] is None else f"{row['lag_p99_ms']:.1f} ms"
@@ -54,10 +54,9 @@ def _rows(rows: Sequence[Row]) -> Table:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['matmul_tokens_per_second']:,.0f}",
             f"{row['ratio']:.2f}",
+            f"{row['core_ratio']:.2f}",
             f"{row['megabytes_per_second']:,.0f}",
-            f"{row['transport_megabytes_per_second']:,.0f}",
             lag,
-            f"{row['cpu_seconds_per_million_tokens']:.1f}",
             f"{row['rss_mb']:.0f} MB",
             f"{row['scrape_ms']:.1f} ms",
         )
@@ -68,10 +67,16 @@ def _lost(row: Row) -> str:
     return f" dropped {row['dropped']:,}" if "dropped" in row else ""
 
 
-def _stages(profile: Row) -> Table:
-    table = Table("stage", box=None, header_style="bold", title="a frame at the main size", pad_edge=False)
-    table.add_column("µs", justify="right")
-    table.add_column("share", justify="right")
-    for stage, spent in profile.items():
-        table.add_row(stage, f"{spent:,.0f}", f"{spent / profile['total']:.0%}")
+def _stages(profiles: Sequence[Row]) -> Table:
+    """Where the time of a frame goes, a column for each size."""
+    table = Table("µs a frame", box=None, header_style="bold", pad_edge=False)
+    for each in profiles:
+        table.add_column(f"{each['hidden_size']} x {each['probes']}", justify="right")
+    for stage in profiles[0]["stages"]:
+        table.add_row(stage, *(_share(each["stages"], stage) for each in profiles))
     return table
+
+
+def _share(stages: Row, stage: str) -> str:
+    """Time of a stage and its share; transport is known of measured sizes alone."""
+    return f"{stages[stage]:,.0f} ({stages[stage] / stages['total']:.0%})" if stage in stages else "-"

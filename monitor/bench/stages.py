@@ -75,16 +75,16 @@ class _Recorder:
 
 
 class _Clock:
-    """Times of every stage, in microseconds."""
+    """Processor time of every stage, in microseconds."""
 
     def __init__(self) -> None:
         self.spent: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began = time.thread_time()
         yield
-        self.spent[stage].append(1e6 * (time.perf_counter() - began))
+        self.spent[stage].append(1e6 * (time.thread_time() - began))
 
 
 def profile(setting: Setting, bank: Bank, cores: Cores, row: Row | None) -> Row:
@@ -94,10 +94,10 @@ def profile(setting: Setting, bank: Bank, cores: Cores, row: Row | None) -> Row:
         setting: The load; its rows are taken as they come over gRPC.
         bank: The probes.
         cores: Who runs where.
-        row: What was measured of this setting; the time of a frame there that no stage accounts for is transport.
+        row: What was measured of this setting; the processor time of a frame that no stage accounts for is transport.
 
     Returns:
-        Microseconds a frame by stage (medians, of turn ends the mean), and their sum.
+        Microseconds of processor time a frame, by stage (medians, of turn ends the mean), and their sum.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,12 +118,12 @@ def profile(setting: Setting, bank: Bank, cores: Cores, row: Row | None) -> Row:
         "answer": spent["answer"],
     }
     if row is not None:
-        table["transport"] = 1e6 * setting.rows_per_frame / row["tokens_per_second"] - sum(table.values())
+        table["transport"] = 1e6 * setting.rows_per_frame / row["tokens_per_core_second"] - sum(table.values())
     return rounded({**table, "total": sum(table.values())})
 
 
 def _stages(setting: Setting, bank: Bank) -> dict[str, list[float]]:
-    """Microseconds that each stage took of each frame."""
+    """Microseconds of processor time that each stage took of each frame."""
     pipeline = Pipeline(
         bank,
         load_policy(SHIPPED / "service-desk.yaml", bank),

@@ -148,8 +148,8 @@ def test_every_bar_is_listed_and_judged_where_it_was_measured(row: Row) -> None:
     judged = bars([main | {"ratio": 0.5, "tokens_per_second": 1.0, "rss_mb": 1e4}])
     assert [bar.passed for bar in judged[:3]] == [True, False, None]
     assert [bar.passed for bar in judged if bar.name == "resident memory"] == [False]
-    few = main | {"requests_per_frame": 1, "open_turns": 256, "ratio": 1.0}
-    many = few | {"requests_per_frame": 256, "ratio": 0.8}
+    few = main | {"requests_per_frame": 1, "open_turns": 256, "tokens_per_core_second": 1.0}
+    many = few | {"requests_per_frame": 256, "tokens_per_core_second": 0.8}
     falls = [bar for bar in bars([few, many]) if bar.name.startswith("grpc: fall from 1 ")]
     assert [(bar.value, bar.passed) for bar in falls] == [("20.0%", False)]
     grown = {"slope_mb_per_hour": 9.0, "standard_error_mb_per_hour": 1.0}
