@@ -19,6 +19,8 @@ MAX_EVENTS = 1 << 14
 MAX_SPANS = 1 << 14
 MAX_TOKENS = 1 << 18
 """In one frame: of hidden states it never carries as many, of projected rows it might."""
+MAX_LENGTH = 2**32 - 1
+"""Tokens of a request: what its end can tell, and so its account."""
 MAX_DIMENSIONS = 8
 MAX_LAYERS = 256
 MAX_ID_LENGTH = 256

@@ -25,7 +25,7 @@ from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
 from monitor.sidecar.generation import Generation
 from monitor.sidecar.judge import MARKS, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
-from monitor.sidecar.limits import MAX_ID_LENGTH, LogLimiter, check_frame, check_hello, check_start
+from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, check_start
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
 from monitor.turns.roles import Ints
 from monitor.wire.codec import Frame, rows_of
@@ -358,7 +358,7 @@ class Pipeline:
         spans = frame.message.spans
         rows, counts = self._read(stream, frame), np.array(spans.counts, np.int64)
         starts, token_ids = np.array(spans.starts, np.int64), np.array(spans.token_ids, np.int64)
-        _check_spans(spans, counts, token_ids, len(rows))
+        _check_spans(spans, starts, counts, token_ids, len(rows))
         generations = stream.session.slots if stream.projected is None else [stream.projected]
         unknown = np.ones(len(counts), bool)
         for generation in generations:
@@ -411,6 +411,8 @@ class Pipeline:
         if reason is None:
             known = ", ".join(GAP_REASONS.values()).upper()
             raise TurnError("events.gap.reason", f"{event.gap.reason} is unknown; send one of {known}", reason="gap")
+        if event.gap.start + event.gap.count > MAX_LENGTH:
+            raise TurnError("events.gap", f"a request has at most {MAX_LENGTH} tokens; shorten it", reason="gap")
         turn.generation.touched[turn.slot] = time.monotonic()
         skipped = turn.generation.tracker.skip(turn.slot, event.gap.start, event.gap.count)
         if skipped:
@@ -486,7 +488,7 @@ def _check_shape(hello: ingest_pb2.Hello, bank: Bank) -> None:
         raise ModelMismatchError("hello.projection", f"is not {bank.probes}; ask Describe for the probes")
 
 
-def _check_spans(spans: ingest_pb2.Spans, counts: Ints, token_ids: Ints, rows: int) -> None:
+def _check_spans(spans: ingest_pb2.Spans, starts: Ints, counts: Ints, token_ids: Ints, rows: int) -> None:
     """Refuses spans that do not fit each other or their rows."""
     if not len(spans.request_ids) == len(spans.starts) == len(spans.counts):
         raise FrameError("spans", "request_ids, starts and counts must be equally long", reason="spans")
@@ -499,6 +501,8 @@ def _check_spans(spans: ingest_pb2.Spans, counts: Ints, token_ids: Ints, rows: i
             "and no span may be empty",
             reason="spans",
         )
+    if (starts + counts).max(initial=0) > MAX_LENGTH:
+        raise FrameError("spans.starts", f"a request has at most {MAX_LENGTH} tokens; begin another", reason="spans")
 
 
 def _first_difference(hello: ingest_pb2.Hello, bank: Bank) -> str:

@@ -52,7 +52,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def write(writer: BaselineWriter, bank: Bank, turns: int) -> None:
     """Gives a writer some turns, each with a user of its own."""
     for number in range(turns):
-        writer.add(make_stats(bank, float(number)), Stance.NEUTRAL)
+        writer.add(make_stats(bank, float(number)), Stance.NEUTRAL, bank)
 
 
 class TestLines:
@@ -61,7 +61,7 @@ class TestLines:
     def test_hold_scores_and_not_a_word(self, start: Start, path: Path, small_bank: Bank) -> None:
         """A line has bank, probes, stance, tokens and mean raw scores to six digits, and nothing else."""
         stats = make_stats(small_bank, 1.0, -0.123456789)
-        start().add(stats, Stance.SUPPORTIVE)
+        start().add(stats, Stance.SUPPORTIVE, small_bank)
         (line,) = lines(path)
         assert set(line) == {"bank", "probes", "stance", "tokens", "user", "assistant"}
         assert (line["bank"], line["probes"]) == (small_bank.card.bank_id, small_bank.probes)
@@ -115,6 +115,13 @@ class TestBound:
         path.write_text(path.read_text().replace(small_bank.card.bank_id, "0" * 12))
         write(start(), small_bank, 2)
         assert [line["bank"] for line in lines(path)] == ["0" * 12, "0" * 12, small_bank.card.bank_id]
+
+    def test_leaves_turns_of_other_probes_out(self, start: Start, path: Path, small_bank: Bank) -> None:
+        """After a new bank with other probes no more lines are added, and the bound still has room for its own."""
+        writer, other = start(2), make_bank(seed=1)
+        for bank in (small_bank, other, small_bank, small_bank):
+            write(writer, bank, 1)
+        assert [line["probes"] for line in lines(path)] == [small_bank.probes] * 2
 
 
 class TestRefusals:

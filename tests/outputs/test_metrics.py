@@ -77,7 +77,7 @@ def lively() -> Metrics:
         metrics.observe("affect_turn_over_index", over, "desk")
         metrics.observe("affect_turn_family_score", over, "desk", "warmth")
         metrics.observe("affect_frame_seconds", 0.004)
-        metrics.average("affect_emotion_probability", [(("desk", "joy"), coverage / 2)])
+        metrics.average("affect_emotion_probability", "desk", {"joy": coverage / 2})
     metrics.add("affect_turns_unjudged_total", 1, "desk", "low_coverage")
     metrics.add("affect_turns_over_total", 1, "desk", "affect")
     metrics.add("affect_turns_visibility_total", 1, "desk", "text_silent")
@@ -204,12 +204,12 @@ class TestSeries:
         """The first value is taken as it is, later ones move the mean a part of the way."""
         metrics = Metrics()
         series = {"policy": "desk", "emotion": "joy"}
-        metrics.average("affect_emotion_probability", [(("desk", "joy"), 0.8)])
+        metrics.average("affect_emotion_probability", "desk", {"joy": 0.8})
         assert sample(metrics, "affect_emotion_probability", **series) == 0.8
-        metrics.average("affect_emotion_probability", [(("desk", "joy"), 0.0)])
+        metrics.average("affect_emotion_probability", "desk", {"joy": 0.0})
         assert 0.6 < (sample(metrics, "affect_emotion_probability", **series) or 0) < 0.8
         for _ in range(500):
-            metrics.average("affect_emotion_probability", [(("desk", "joy"), 0.1)])
+            metrics.average("affect_emotion_probability", "desk", {"joy": 0.1})
         assert sample(metrics, "affect_emotion_probability", **series) == pytest.approx(0.1)
 
     def test_never_take_nan(self) -> None:
@@ -217,7 +217,7 @@ class TestSeries:
         metrics = Metrics()
         metrics.observe("affect_turn_over_index", math.nan, "desk")
         metrics.observe("affect_frame_seconds", math.nan)
-        metrics.average("affect_emotion_probability", [(("desk", "joy"), math.nan), (("desk", "fear"), 0.5)])
+        metrics.average("affect_emotion_probability", "desk", {"joy": math.nan, "fear": 0.5})
         assert "NaN" not in page(metrics)
         assert sample(metrics, "affect_frame_seconds_count") == 0
         assert sample(metrics, "affect_emotion_probability", policy="desk", emotion="fear") == 0.5
@@ -280,8 +280,7 @@ class TestCap:
             for family in map(str, range(16)):
                 metrics.observe("affect_turn_family_score", 0, policy, family)
                 metrics.add("affect_turns_over_total", 1, policy, family)
-            for emotion in map(str, range(30)):
-                metrics.average("affect_emotion_probability", [((policy, emotion), 0.5)])
+            metrics.average("affect_emotion_probability", policy, dict.fromkeys(map(str, range(30)), 0.5))
         assert metrics.value("affect_series_dropped_total") == 0
         assert samples(metrics) <= MAX_SERIES
 
@@ -309,9 +308,28 @@ class TestCap:
         """Replacing and averaging refuse what goes beyond the cap and count it."""
         metrics = small(2)
         metrics.replace("affect_alerts_active", {(name, "affect", "firing"): 1.0 for name in "abc"})
-        metrics.average("affect_emotion_probability", [(("desk", "joy"), 0.5)])
+        metrics.average("affect_emotion_probability", "desk", {"joy": 0.5})
         assert samples(metrics) == samples(Metrics()) + 2
         assert sample(metrics, "affect_series_dropped_total") == 2
+
+    def test_takes_the_averages_of_a_policy_whole_or_not_at_all(self) -> None:
+        """A policy whose emotions do not all fit shows none of them, and each refusal counts once."""
+        metrics = small(2)
+        for _ in range(2):
+            metrics.average("affect_emotion_probability", "desk", dict.fromkeys(("joy", "fear", "distress"), 0.5))
+        assert samples(metrics) == samples(Metrics())
+        assert sample(metrics, "affect_series_dropped_total") == 2
+        metrics.average("affect_emotion_probability", "desk", {"joy": 0.5, "fear": 0.25})
+        assert sample(metrics, "affect_emotion_probability", policy="desk", emotion="fear") == 0.25
+
+    def test_counts_averages_by_what_they_hold(self) -> None:
+        """Other emotions, of a new bank, take the place of those before them: room is counted for the new ones."""
+        metrics = small(3)
+        for emotions in ("ab", "abc", "d", "efg"):
+            metrics.average("affect_emotion_probability", "desk", dict.fromkeys(emotions, 0.5))
+            assert samples(metrics) == samples(Metrics()) + len(emotions)
+        assert sample(metrics, "affect_series_dropped_total") == 0
+        assert sample(metrics, "affect_emotion_probability", policy="desk", emotion="a") is None
 
     def test_gives_replaced_series_back(self) -> None:
         """Series that a replacement removes make room for others, however often that happens."""
@@ -319,7 +337,7 @@ class TestCap:
         for _ in range(100):
             metrics.replace("affect_alerts_active", {("desk", "affect", state): 1.0 for state in ("pending", "firing")})
             metrics.replace("affect_alerts_active", {})
-        metrics.average("affect_emotion_probability", [(("desk", "joy"), 0.5), (("desk", "fear"), 0.5)])
+        metrics.average("affect_emotion_probability", "desk", {"joy": 0.5, "fear": 0.5})
         assert sample(metrics, "affect_series_dropped_total") == 0
         assert sample(metrics, "affect_emotion_probability", policy="desk", emotion="fear") == 0.5
 
@@ -352,7 +370,7 @@ class TestThreads:
                 metrics.add("affect_tokens_scored_total", 2)
                 metrics.observe("affect_frame_seconds", 0.002)
                 metrics.replace("affect_alerts_active", {(str(number), "affect", str(turn % 3)): 1.0})
-                metrics.average("affect_emotion_probability", [(("desk", str(turn % 50)), 0.5)])
+                metrics.average("affect_emotion_probability", "desk", dict.fromkeys(map(str, range(turn % 50)), 0.5))
 
         def scrape() -> None:
             registry = registered(metrics)

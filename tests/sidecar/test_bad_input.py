@@ -352,12 +352,18 @@ class TestPositions:
         assert house.count("affect_tokens_missing_total", "untold") == 10
 
     def test_largest_numbers(self, house: House) -> None:
-        """The largest positions and counts the wire can carry are taken without harm."""
-        answer = house.here.send(edited(house.bad, lambda frame: frame.spans.starts.__setitem__(0, 2**32 - 1)))
-        house.here.send(event("bad", gap=Gap(start=2**32 - 1, count=2**32 - 1, reason=2)))  # type: ignore[arg-type]
+        """The largest positions and counts that an account can hold are taken, and none beyond, without harm."""
+        last = 2**32 - 1 - (house.bad.length - 10)
+        before = house.here.send(edited(house.bad, lambda frame: frame.spans.starts.__setitem__(0, 2**32 - 1)))
+        beyond = house.here.send(event("bad", gap=Gap(start=2**32 - 1, count=2**32 - 1, reason=2)))  # type: ignore[arg-type]
+        rows = house.here.send(make_frame((house.bad, 10, house.bad.length)))
+        gap = house.here.send(event("bad", gap=Gap(start=last, count=house.bad.length - 10, reason=2)))  # type: ignore[arg-type]
+        ended = house.here.send(event("bad", end=ingest_pb2.End(total_tokens=2**32 - 1))).assessments[0]
 
-        assert not answer.faults
-        assert house.here.send(event("bad", end=ingest_pb2.End(total_tokens=2**32 - 1))).assessments[0].coverage < 1e-6
+        faults = [[fault.reason for fault in answer.faults] for answer in (before, beyond, rows, gap)]
+        assert faults == [["spans"], ["gap"], [], []]
+        assert ended.coverage < 1e-6
+        assert ended.total_tokens == 2**32 - 1 == ended.scored_tokens + sum(ended.gaps.values())
         assert house.unharmed()
 
 

@@ -136,6 +136,7 @@ class TestClients:
             max_frame_bytes=1 << 20,
             initial_credit_bytes=1 << 21,
             weights_fingerprint=card.model.weights_fingerprint,
+            sampling_rate=1.0,
         )
 
     def test_hello_with_everything(self, serve: Any, connect: Any, small_bank: Bank) -> None:
@@ -399,7 +400,7 @@ class TestManyStreams:
         """A stream too many is refused at once, while those that are open and all other calls go on."""
         import grpc
 
-        from monitor.sidecar.servicer import MAX_STREAMS
+        from monitor.sidecar.limits import MAX_STREAMS
 
         sidecar = serve()
         engine: Engine = connect()
