@@ -40,7 +40,9 @@ class RoleLabeller:
         # Where two markers end at one token the longer one says more, and at equal length a header more than a footer.
         ordered = sorted(markers, key=lambda marker: (len(marker.tokens), marker.role))
         self._markers = [(marker.tokens, int(marker.role)) for marker in ordered]
-        self._first = np.unique(np.array([marker.tokens[0] for marker in markers], np.int64))
+        # By token id: whether a marker begins with it. The last entry stands for all ids beyond, and for none (-1).
+        self._begins = np.zeros(max((marker.tokens[0] for marker in markers), default=-1) + 2, bool)
+        self._begins[[marker.tokens[0] for marker in markers]] = True
         self.tail_length = max((len(marker.tokens) for marker in markers), default=1) - 1
         self.initial_state = Role.TEMPLATE if markers else Role.USER
 
@@ -54,6 +56,9 @@ class RoleLabeller:
             tails: Tokens just before each span, -1 where unknown, [spans, tail_length].
         """
         spans = np.repeat(np.arange(len(counts)), counts)
+        if not (self._may_begin(token_ids).any() or self._may_begin(tails).any()):
+            # Most frames: nothing begins, nothing continues, and no marker can have begun in what would be the tails.
+            return Labels(state[spans], np.full(len(spans), -1), state, np.full_like(tails, -1))
         first = np.cumsum(counts) - counts
         padded, place = self._pad(token_ids, spans, first, tails)
         began, inside = self._match(padded, np.repeat(np.arange(len(counts)), counts + self.tail_length))
@@ -66,6 +71,9 @@ class RoleLabeller:
         new_state = np.where(latest[end] >= first, began[latest[end]], state)
         new_tails = padded[place[end][:, None] + np.arange(1 - self.tail_length, 1)]
         return Labels(roles, began, new_state, new_tails)
+
+    def _may_begin(self, token_ids: Ints) -> NDArray[np.bool_]:
+        return self._begins[np.minimum(token_ids, len(self._begins) - 1)]
 
     def _pad(self, token_ids: Ints, spans: Ints, first: Ints, tails: Ints) -> tuple[Ints, Ints]:
         """Puts each span behind its tail; returns the array and the place of every token in it."""
@@ -81,9 +89,7 @@ class RoleLabeller:
         """Role that begins at each place, -1 where none does, and which places continue a marker."""
         began = np.full(len(padded), -1, np.int64)
         inside = np.zeros(len(padded), bool)
-        candidates = np.flatnonzero(np.isin(padded, self._first))
-        if not candidates.size:
-            return began, inside
+        candidates = np.flatnonzero(self._may_begin(padded))
         for tokens, role in self._markers:
             heads = candidates[padded[candidates] == tokens[0]]
             inside[heads] = True

@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 WINDOW = 8
 """Tokens in a row that must agree, a power of two: single-token spikes make false alarms (arXiv 2604.14865)."""
 _USER, _ASSISTANT = 0, 1
+_PARTS = np.array([{Role.USER: _USER, Role.ASSISTANT: _ASSISTANT}.get(role, -1) for role in Role])
+"""The part of a turn's statistics that a token of each role counts for; -1: none."""
 
 
 class TurnStats(NamedTuple):
@@ -175,33 +177,39 @@ class TurnTracker:
         self._state[slots], self._tails[slots] = labels.state, labels.tails
         first = np.cumsum(counts) - counts
         span = np.repeat(np.arange(len(slots)), counts)
-        index = np.arange(len(token_ids))
-        position = starts[span] + index - first[span]
-        roles = labels.roles.copy()
+        position = np.arange(len(token_ids)) + (starts - first)[span]
+        roles = labels.roles
         if self._labeller.initial_state is Role.USER:
             roles[(position >= self._prompt[slots][span]) & (roles == Role.USER)] = Role.ASSISTANT
         # The first token of a sequence is an attention sink: its row is no measure of anything.
-        roles[position == 0] = Role.TEMPLATE
+        roles[first[starts == 0]] = Role.TEMPLATE
         with np.errstate(all="ignore"):
             finite: NDArray[np.bool_] = np.isfinite(scores @ self._ones)
-        self._tallies[slots, 0] += counts
-        self._tallies[slots, 1] += np.add.reduceat(finite.astype(np.int64), first)
         affect = np.where(finite, scores[:, self._affect], np.float32(np.nan))
+        self._tallies[slots, 0] += counts
+        self._tallies[slots, 1] += np.add.reduceat(finite, first, dtype=np.int64)
         if self._traces is not None:
             self._traces.put(slots[span], position, roles, affect, token_ids)
-        part = np.full(len(index), -1, np.int64)
-        for number, role in ((_USER, Role.USER), (_ASSISTANT, Role.ASSISTANT)):
-            counted = roles == role
-            if (labels.began == role).any():
-                start = np.maximum.reduceat(np.where(labels.began == role, index, -1), first)
-                self._renew(slots[start >= 0], number)
-                counted &= index > start[span]
-                if number == _ASSISTANT:
-                    opens = start[start >= 0]
-                    self._header[slots[start >= 0]] = np.where(position[opens] == 0, np.nan, affect[opens])
-            part[counted & finite] = number
+        part = _PARTS[roles]
+        part[~finite] = -1
+        if (labels.began >= 0).any():
+            self._begin(slots, first, span, position, labels.began, affect, part)
         self._add(slots, span, part, affect, scores)
         return int(len(finite) - np.count_nonzero(finite))
+
+    def _begin(
+        self, slots: Ints, first: Ints, span: Ints, position: Ints, began: Ints, affect: Floats, part: Ints
+    ) -> None:
+        """Starts new segments where roles begin: rows of the part before the last beginning count no more."""
+        index = np.arange(len(span))
+        for number, role in ((_USER, Role.USER), (_ASSISTANT, Role.ASSISTANT)):
+            start = np.maximum.reduceat(np.where(began == role, index, -1), first)
+            part[(part == number) & (index <= start[span])] = -1
+            begins = start >= 0
+            self._renew(slots[begins], number)
+            if number == _ASSISTANT:
+                opens = start[begins]
+                self._header[slots[begins]] = np.where(position[opens] == 0, np.nan, affect[opens])
 
     def _renew(self, slots: Ints, part: int) -> None:
         """Starts a new segment of a role: only the last one of a turn counts."""
