@@ -37,16 +37,16 @@ def bars(rows: Sequence[Row], soak: Row | None = None) -> list[Bar]:
     shipped = next((row for row in rows if row["bank"] == SHIPPED), None)
     held = [row for row in (grpc, shared, projected, shipped) if row is not None]
     return [
-        _least("gRPC, 4096 x 171: share of the bare product", grpc, "ratio", 0.45, "{:.2f}"),
+        _share("gRPC, 4096 x 171: share of the bare product", grpc, 0.45),
         _least("gRPC, 4096 x 171", grpc, "tokens_per_second", 40_000, "{:,.0f} tokens/s"),
-        _least("shared memory, 4096 x 171: share of the bare product", shared, "ratio", 0.80, "{:.2f}"),
+        _share("shared memory, 4096 x 171: share of the bare product", shared, 0.80),
         _least("projected at the source, 4096 x 171", projected, "tokens_per_second", 200_000, "{:,.0f} tokens/s"),
         _least("gRPC, 4096 x 16", narrow, "megabytes_per_second", 900, "{:,.0f} MB/s"),
         _least("shared memory, 4096 x 16", narrow_shared, "megabytes_per_second", 3000, "{:,.0f} MB/s"),
         *(_falls(rows, transport) for transport in ("grpc", "shared_memory", "projected")),
         *(_falls_by_turns(rows, transport) for transport in ("grpc", "shared_memory", "projected")),
         _most("lag at half load, 99th percentile", held, "lag_p99_ms", 50, "{:.1f} ms"),
-        _most("resident memory", held, "rss_mb", 450, "{:.0f} MB"),
+        _most("resident memory", [*held, *_some(soak)], "rss_mb", 450, "{:.0f} MB"),
         _most("scrape at default settings, median", _some(shipped), "scrape_ms", 15, "{:.1f} ms"),
         _most("series at default settings", _some(shipped), "series", 3000, "{:,.0f}"),
         _lossless(rows),
@@ -63,6 +63,12 @@ def main_row(rows: Iterable[Row], **wanted: Any) -> Row | None:
 
 def _some(row: Row | None) -> list[Row]:
     return [] if row is None else [row]
+
+
+def _share(name: str, row: Row | None, bar: float) -> Bar:
+    """By the clock or by processor time, whichever is less: others on the cores may slow the bare product alone."""
+    both = [] if row is None else [{"share": row["ratio"]}, {"share": row["core_ratio"]}]
+    return _judged(name, both, "share", f">= {bar:.2f}", "{:.2f}", min, lambda value: value >= bar)
 
 
 def _least(name: str, row: Row | None, field: str, bar: float, shown: str) -> Bar:

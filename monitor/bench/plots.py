@@ -61,7 +61,7 @@ def lag_under_load(result: Row) -> Plot:
     for row, colour in zip(rows, COLOURS, strict=False):
         shares = [100 * point["share"] for point in row["curve"]]
         speeds = [point["tokens_per_second"] for point in row["curve"]]
-        figure.add_scatter(x=shares, y=speeds, name=row["transport"], marker={"color": colour}, row=1, col=1)
+        figure.add_scatter(x=shares, y=speeds, marker={"color": colour}, showlegend=False, row=1, col=1)
         for quantile, dash in (("p99", "solid"), ("p50", "dot")):
             lags = [point[f"lag_{quantile}_ms"] for point in row["curve"]]
             line = {"color": colour, "dash": dash}

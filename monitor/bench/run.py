@@ -43,8 +43,10 @@ def run(
         asked for.
 
     Raises:
-        SetupError: Nothing could be measured, or a process of the soak does not start.
+        SetupError: The system has no /proc, nothing could be measured, or a process of the soak does not start.
     """
+    if not Path("/proc/self/stat").exists():
+        raise SetupError("system", "memory and processor time are read from /proc, which is not here; bench on Linux")
     result: Row = {"machine": machine(cores), "rows": [], "left_out": []}
     missing: set[str] = set()
     for number, setting in enumerate(settings):

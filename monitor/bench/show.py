@@ -22,7 +22,8 @@ def show(console: Console, result: Row, bars: Sequence[Bar]) -> None:
     console.print(_rows(result["rows"]))
     console.print(
         "product: the bare matrix product of the same rows; by CPU: ratio by processor time; lag and scrape: at half "
-        "load, lag from a frame's sending to its tokens being counted, interpolated within the histogram's bucket",
+        "load, lag from a frame's sending to its tokens being counted, interpolated within the histogram's bucket; "
+        "projected: rows are multiplied before, as an engine's accelerator would",
         style="dim",
     )
     for row in filter(None, (main_row(result["rows"], transport=transport) for transport in TRANSPORTS)):

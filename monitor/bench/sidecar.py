@@ -111,7 +111,8 @@ class SidecarProcess:
         raise SetupError("sidecar", f"did not start; the end of its log: {tail}")
 
     def _check_offer(self, transport: str) -> None:
-        with grpc.insecure_channel(self.address) as channel:
+        # Of any size: the offer of a projection holds the probes.
+        with grpc.insecure_channel(self.address, [("grpc.max_receive_message_length", -1)]) as channel:
             offer: Any = ingest_pb2_grpc.IngestServiceStub(channel).Describe(ingest_pb2.DescribeRequest())
         offered = {"shared_memory": offer.shared_memory_bytes > 0, "projected": offer.HasField("projection")}
         if not offered.get(transport, True):

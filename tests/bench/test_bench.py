@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from monitor.bench.bank import make_bank
 from monitor.bench.bars import bars
 from monitor.bench.cores import choose_cores, pinned
 from monitor.bench.grid import Pace, Setting
+from monitor.bench.load import RememberedProjection
 from monitor.bench.measure import Row, measure
 from monitor.bench.run import run
 from monitor.bench.scrape import Scrape, lag_quantile
@@ -23,6 +25,7 @@ from monitor.bench.stages import profile
 from monitor.bench.traffic import Traffic
 from monitor.errors import SetupError
 from monitor.turns.roles import RoleLabeller
+from monitor.wire.projection import Projection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,9 +128,20 @@ def test_the_lag_is_interpolated_between_bounds() -> None:
     assert lag_quantile(before, late, 0.99) == pytest.approx(20.0)
 
 
+def test_a_buffer_of_rows_is_multiplied_once() -> None:
+    """What stands for an accelerator gives the same products as the client's own."""
+    weights, bias, rows = torch.randn(32, 16), torch.randn(16), torch.randn(4, 1, 32).bfloat16()
+    projection, expected = RememberedProjection(weights, bias), torch.empty(4, 16)
+    Projection(weights, bias).apply(rows, expected)
+    for _ in range(2):
+        found = torch.empty(4, 16)
+        projection.apply(rows, found)
+        assert torch.equal(found, expected)
+
+
 def test_memory_over_a_soak_has_a_slope_with_its_error() -> None:
     """Samples are taken at half load, and none of it is lost."""
-    found = soak(TINY, 0.02, UNPINNED, lambda _done, _total: None, interval=0.2)
+    found = soak(replace(TINY, transport="shared_memory"), 0.02, UNPINNED, lambda _done, _total: None, interval=0.2)
     assert len(found["samples"]) == 6
     assert found["dropped"] == 0
     assert found["standard_error_mb_per_hour"] >= 0
@@ -144,15 +158,16 @@ def test_the_stages_of_a_frame_add_up() -> None:
 def test_every_bar_is_listed_and_judged_where_it_was_measured(row: Row) -> None:
     """What was not measured is neither passed nor missed."""
     assert {bar.passed for bar in bars([])} == {None}
+    assert len({bar.name for bar in bars([])}) == len(bars([]))
     main = row | {"hidden_size": 4096, "probes": 171, "requests_per_frame": 64, "open_turns": 64, "bank": ""}
-    judged = bars([main | {"ratio": 0.5, "tokens_per_second": 1.0, "rss_mb": 1e4}])
+    judged = bars([main | {"ratio": 0.5, "core_ratio": 0.5, "tokens_per_second": 1.0, "rss_mb": 1e4}])
     assert [bar.passed for bar in judged[:3]] == [True, False, None]
     assert [bar.passed for bar in judged if bar.name == "resident memory"] == [False]
     few = main | {"requests_per_frame": 1, "open_turns": 256, "tokens_per_core_second": 1.0}
     many = few | {"requests_per_frame": 256, "tokens_per_core_second": 0.8}
     falls = [bar for bar in bars([few, many]) if bar.name.startswith("grpc: fall from 1 ")]
     assert [(bar.value, bar.passed) for bar in falls] == [("20.0%", False)]
-    grown = {"slope_mb_per_hour": 9.0, "standard_error_mb_per_hour": 1.0}
+    grown = {"rss_mb": 400.0, "slope_mb_per_hour": 9.0, "standard_error_mb_per_hour": 1.0}
     assert bars([], grown)[-1].passed is False
 
 
