@@ -217,7 +217,7 @@ def _other_arrays(raw: bytes, chance: random.Random, mutate: Mutate) -> bytes:
         arrays = load(raw)
         _EDITS[chance.randrange(len(_EDITS))](arrays, chance.choice(sorted(arrays)), chance)
         return bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError):
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return mutate(raw, chance)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+import torch
 
 _DEFAULTS = {"-rss_limit_mb": "2048", "-timeout": "10", "-max_len": "16384", "-print_final_stats": "1"}
 Mutate = Callable[[bytes, random.Random], bytes]
@@ -38,6 +39,7 @@ def fuzz(
             data = mutated(data, chance, lambda raw, _chance: atheris.Mutate(raw, max_size) if raw else b"\0")
         return data[:max_size]
 
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)  # numbers at the edge of their type
     atheris.Setup(arguments, check, custom_mutator=mutate)
     atheris.Fuzz()

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import structlog
@@ -19,12 +19,16 @@ from builders import chatml_ids, make_bank
 from google.protobuf.message import DecodeError
 from sidecar.engine import make_frame, make_hello, make_turn, whole
 
-from monitor.errors import FrameError, ModelMismatchError
+from monitor.errors import FrameError
 from monitor.outputs.metrics import Metrics
 from monitor.policy.engine import AlertEngine
 from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
+from monitor.settings import SidecarSettings
+from monitor.sidecar.memory import Region
 from monitor.sidecar.pipeline import Pipeline
+from monitor.sidecar.servicer import IngestServicer
+from monitor.wire import codec
 from monitor.wire.codec import Frame, decode_frame, encode_frame, rows_of
 from monitor.wire.v1 import ingest_pb2
 
@@ -35,6 +39,8 @@ VARINT, FIXED64, BYTES, GROUP, END_GROUP, FIXED32 = range(6)
 _ROWS, _DATA = 15, 3
 _DEPTH = 3
 _LENGTH = 4
+_GENERATION = 7
+_ANSWER_BYTES = 4 << 20
 _IDS = ("a", "b", "c", "", "é", "r" * 300)
 _NUMBERS = (0, 1, 2, 7, 8, 16, 20, 127, 128, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
 _LARGE = (*_NUMBERS, 2**63 - 1, 2**63, 2**64 - 1)
@@ -151,6 +157,13 @@ def seeds() -> list[bytes]:
     odd = Piece(_ROWS, BYTES, join((split(tensor[0].payload) or [])[::-1]))
     group = varint(100 << 3 | GROUP) + varint(8) + varint(1) + varint(100 << 3 | END_GROUP)
     begun = first.SerializeToString()
+    shared = make_frame((one, 9, 12))
+    shared.rows.data = b""
+    shared.rows.shared.MergeFrom(ingest_pb2.SharedData(generation=_GENERATION, offset=64, length=3 * 2 * 16 * 4))
+    scores = torch.zeros(9, 1, bank.columns.probes)
+    projected = make_frame((one, 0, 9), events=[one.start])
+    projected.ClearField("rows")
+    onto = Message(hello=make_hello(bank, projection=bank.probes))
     streams = [
         [hello, begun, last.SerializeToString()],
         [whole(one).SerializeToString(), whole(two).SerializeToString()],
@@ -163,6 +176,8 @@ def seeds() -> list[bytes]:
         [join(pieces) + group, group + rows_alone],
         [Message(events=[Event(request_id=name) for name in _IDS]).SerializeToString()],
         [Message(events=[Event(request_id="a", start=Start(labels={"route": "helpline"}))]).SerializeToString()],
+        [begun, shared.SerializeToString()],
+        [onto.SerializeToString(), encode_frame(projected, scores)],
         [b"", b"\xff" * 40],
     ]
     return [stream_of(frames) for frames in streams]
@@ -301,6 +316,15 @@ def _edit_rows(message: Message, chance: random.Random) -> None:
         rows.data = bytes(data)
 
 
+def _edit_shared(message: Message, chance: random.Random) -> None:
+    shared = message.rows.shared
+    shared.generation = chance.choice((_GENERATION, _GENERATION, 0))
+    shared.offset = chance.choice((0, 64, 1, 1 << 13, *_LARGE))
+    shared.length = chance.choice((len(message.rows.data), shared.length, 0, *_NUMBERS))
+    if chance.random() < 0.8:
+        message.rows.data = b""
+
+
 def _edit_part(message: Message, chance: random.Random) -> None:
     """Takes the first rows of a frame's spans alone, all columns in agreement."""
     spans = message.spans
@@ -340,7 +364,7 @@ def _edit_head(message: Message, chance: random.Random) -> None:
 
 def _edit_hello(message: Message, chance: random.Random) -> None:
     hello = message.hello
-    kind = chance.randrange(5)
+    kind = chance.randrange(6)
     if kind == 0:
         hello.engine_id = chance.choice(_IDS)
     elif kind == 1:
@@ -349,14 +373,17 @@ def _edit_hello(message: Message, chance: random.Random) -> None:
         hello.layers.append(chance.choice(_NUMBERS))
     elif kind == 3:
         hello.weights_fingerprint = chance.choice(_IDS)
+    elif kind == 4:
+        hello.wants_shared_memory = not hello.wants_shared_memory
+        hello.projection = chance.choice(("", "other"))
     else:
         hello.data_parallel_rank = chance.choice(_NUMBERS)
         hello.answer_every = chance.choice(_NUMBERS)
 
 
 _EDITS: tuple[Callable[[Message, random.Random], None], ...] = (
-    _edit_spans, _edit_starts, _edit_tokens, _edit_ids, _edit_length, _edit_rows, _edit_part, _edit_event, _edit_events,
-    _edit_head, _edit_hello,
+    _edit_spans, _edit_starts, _edit_tokens, _edit_ids, _edit_length, _edit_rows, _edit_part, _edit_shared, _edit_event,
+    _edit_events, _edit_head, _edit_hello,
 )  # fmt: skip
 
 
@@ -395,7 +422,7 @@ def _decoded(raw: bytes) -> Frame | FrameError:
 
 
 def _is_refused_by_us(raw: bytes, error: FrameError) -> bool:
-    """Whether a frame that stock accepts has rows twice, elements twice, or a group where the decoder has to look."""
+    """Whether a frame that stock accepts has rows or elements twice, or a group or too many parts for the decoder."""
     pieces = split(raw) or []
     tensors = [piece.payload for piece in pieces if (piece.field, piece.kind) == (_ROWS, BYTES)]
     inner = [piece for tensor in tensors for piece in split(tensor) or []]
@@ -403,7 +430,8 @@ def _is_refused_by_us(raw: bytes, error: FrameError) -> bool:
         return len(tensors) > 1
     if error.field == "rows.data":
         return sum((piece.field, piece.kind) == (_DATA, BYTES) for piece in inner) > 1
-    return any(piece.kind in (GROUP, END_GROUP) for piece in (*pieces, *inner))
+    crowded = len(pieces) + len(inner) > codec._MAX_FIELDS
+    return crowded or any(piece.kind in (GROUP, END_GROUP) for piece in (*pieces, *inner))
 
 
 POLICIES = PolicyFile.model_validate(
@@ -424,6 +452,43 @@ POLICIES = PolicyFile.model_validate(
         ],
     }
 )
+
+
+class _AbortedError(Exception):
+    """A stream that the servicer ended on purpose."""
+
+
+class _Context:
+    """What the servicer needs of a gRPC context."""
+
+    def peer(self) -> str:
+        """Where the stream comes from."""
+        return "unix:"
+
+    def abort(self, _code: object, told: str) -> NoReturn:
+        """Ends the stream."""
+        raise _AbortedError(told)
+
+
+class _Lender:
+    """Lends the same memory to every stream."""
+
+    def __init__(self) -> None:
+        self._region = Region(1 << 14, _GENERATION)
+
+    def lend(self) -> Region:
+        """The memory."""
+        return self._region
+
+    def offer(self, region: Region) -> ingest_pb2.SharedMemory:
+        """How a client would get at it."""
+        return ingest_pb2.SharedMemory(generation=region.generation, size_bytes=region.size)
+
+    def take_back(self, region: Region) -> None:
+        """Keeps it."""
+
+
+_LENDER = _Lender()
 
 
 class House:
@@ -447,29 +512,24 @@ class House:
             allow_unvalidated=True,
             keep_turns=16,
         )
+        self.servicer = IngestServicer(self.pipeline, SidecarSettings.model_construct())
+        self.servicer.lender = _LENDER  # type: ignore[assignment]
 
     def take(self, frames: list[bytes]) -> None:
         """Takes a stream, and checks that each frame ends in numbers or typed errors, and leaves nothing behind."""
-        session, said = None, make_hello(self.bank)
-        for sequence, raw in enumerate(frames, 1):
-            try:
-                frame = decode_frame(raw)
-            except FrameError as error:
-                self.pipeline.refuse(sequence, error)
-                continue
-            if session is None:
-                with suppress(FrameError, ModelMismatchError):
-                    session = self.pipeline.connect(frame.message.hello)
-                session = session or self.pipeline.connect(said)
-            done = self.pipeline.process(session, frame)
-            ingest_pb2.StreamActivationsResponse(assessments=done.assessments, faults=done.faults).SerializeToString()
-            for assessment in done.assessments:
-                self._check_turn(assessment)
-        if session is not None:
-            self.pipeline.disconnect(session)
+        hello = Message(hello=make_hello(self.bank, wants_shared_memory=True))
+        first = _decoded(frames[0]) if frames else None
+        if not isinstance(first, Frame) or not first.message.HasField("hello"):
+            frames = [hello.SerializeToString(), *frames]
+        with suppress(_AbortedError):
+            for answer in self.servicer.stream_activations(iter(frames), _Context()):  # type: ignore[arg-type]
+                assert answer.ByteSize() < _ANSWER_BYTES
+                for assessment in answer.assessments:
+                    self._check_turn(assessment)
         for assessment in self.pipeline.sweep():
             self._check_turn(assessment)
         assert self.pipeline.status()["open_turns"] == 0, "turns left open"
+        assert self.metrics.value("affect_streams_open") == 0, "streams left open"
         assert self.metrics.value("affect_faults_total", "internal") == 0, "an internal fault; the log says where"
 
     @staticmethod
@@ -478,7 +538,6 @@ class House:
         if set(turn.marks) - {"unvalidated"}:
             assert not turn.alerts
         elif turn.assistant_tokens:
-            # The bank of a harness is sane, so rows that are numbers give numbers, whatever their size.
             assert 0 < turn.p_value <= 1 or math.isnan(turn.p_value)
 
 
@@ -506,7 +565,6 @@ class Streams:
 def quiet() -> None:
     """Leaves faults of inputs out of the log, and errors of the sidecar in it."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    torch.set_num_threads(1)
 
 
 def walk(stream: bytes, chance: random.Random, steps: int) -> Iterator[bytes]:
