@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ALIGNMENT = 64
+_SHARE = 4
+"""The sidecar may owe the answer for a part as large as this: what is left on one side of it must hold a piece."""
 _CALL_TIMEOUT = 2.0
 
 
@@ -44,8 +46,8 @@ class SharedRing:
         """Pieces not given back: sequence of the frame, first byte; the oldest in front."""
 
     def holds(self, size: int) -> bool:
-        """Whether a piece of this size could lie in it at all."""
-        return size <= self._size
+        """Whether a piece of this size always finds room, however pieces that no answer has released yet may lie."""
+        return size <= self._size // _SHARE
 
     def place(self, size: int) -> int | None:
         """Where the next piece of this size goes; None while there is no room for it."""
