@@ -14,6 +14,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,8 @@ _FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 0.8
 _CANCEL_TIMEOUT = 1.0
 _DEFAULT_MAX_FRAME = 4 << 20
 """What gRPC servers take unless told otherwise: for a sidecar that does not say."""
+_REQUESTS_IN_OPENING = 1000
+"""Requests under way that one frame tells a new connection of; the sidecar takes no endless frames."""
 _FRAME_OVERHEAD, _EVENT_OVERHEAD = 256, 8
 """Upper bounds, in bytes, of what a frame and an event cost beside names, messages and rows."""
 _OPTIONS = (
@@ -69,8 +72,6 @@ class _Open:
     """A request whose start was sent and whose end was not acknowledged."""
 
     start: ingest_pb2.Event
-    told: int = 0
-    """Positions up to here were sent, or told as a gap."""
     end: ingest_pb2.Event | None = None
 
 
@@ -167,6 +168,8 @@ class SidecarClient:
         """Requests under way that were dropped; what is missing of them is told with their end."""
         self._gaps: dict[str, tuple[int, int]] = {}
         self._open: dict[str, _Open] = {}
+        self._told: dict[str, int] = {}
+        """Positions of these up to here were sent, or told as a gap."""
         self._link: _Link | None = None
         self._call: Any = None
         self._stopping = False
@@ -352,21 +355,24 @@ class SidecarClient:
                 begin, end = self._gaps.get(request_id, (start, start))
                 self._gaps[request_id] = (min(begin, start), max(end, start + count))
 
-    def _opening(self, link: _Link) -> _Content:
-        """First frame of a connection: who sends, and which requests are under way; what was sent of them may be lost.
+    def _opening(self, link: _Link) -> Iterator[_Content]:
+        """First frames of a connection: who sends, and which requests are under way; what was sent may be lost.
 
         An end that was not acknowledged is told again: better a turn that is finished twice than one that never is.
         """
-        link.sequence += 1
-        events: list[ingest_pb2.Event] = []
-        for request_id, request in self._open.items():
-            events.append(request.start)
-            if request.told:
-                events.append(_gap(request_id, 0, request.told, ingest_pb2.GAP_REASON_RESTARTED))
-            if request.end is not None:
-                events.append(request.end)
-                link.ending.append((link.sequence, request))
-        return _Content(link.sequence, events, hello=self._hello)
+        under_way = list(self._open.items())
+        for first in range(0, max(1, len(under_way)), _REQUESTS_IN_OPENING):
+            link.sequence += 1
+            events: list[ingest_pb2.Event] = []
+            for request_id, request in under_way[first : first + _REQUESTS_IN_OPENING]:
+                request.start.start.resumes = True
+                events.append(request.start)
+                if self._told[request_id]:
+                    events.append(_gap(request_id, 0, self._told[request_id], ingest_pb2.GAP_REASON_RESTARTED))
+                if request.end is not None:
+                    events.append(request.end)
+                    link.ending.append((link.sequence, request))
+            yield _Content(link.sequence, events, hello=None if first else self._hello)
 
     def _fill(self, link: _Link) -> _Content:
         """Takes what goes into the next frame, in the order the sidecar applies it: starts, rows, gaps and ends."""
@@ -385,7 +391,8 @@ class SidecarClient:
                 if step is not None or late or (fitting == 0 and not empty):
                     break
                 step = self._take_rows(max(1, fitting))
-                self._note_rows(step)
+                # Where the engine went back it goes on from there, and sends again what lies behind.
+                self._told.update(zip(step.request_ids, map(add, step.starts, step.counts), strict=True))
                 if fitting < len(item.rows):
                     break
             else:
@@ -420,7 +427,7 @@ class SidecarClient:
         """The end of a request that was given up, behind a gap of all that was not sent of it; other gaps are in it."""
         if not end.HasField("end"):
             return []
-        told = self._open[end.request_id].told
+        told = self._told[end.request_id]
         missing = end.end.total_tokens - told
         return [_gap(end.request_id, told, end.end.total_tokens), end] if missing > 0 else [end]
 
@@ -435,21 +442,17 @@ class SidecarClient:
         self._ready.notify_all()
         return item
 
-    def _note_rows(self, step: Step) -> None:
-        """Remembers what a next connection would have to be told of these rows."""
-        for request_id, start, count in zip(step.request_ids, step.starts, step.counts, strict=True):
-            self._open[request_id].told = max(self._open[request_id].told, start + count)
-
     def _note(self, link: _Link, event: ingest_pb2.Event) -> None:
         """Remembers what a next connection would have to be told of this event."""
+        request_id = event.request_id
         if event.HasField("start"):
-            self._open[event.request_id] = _Open(event)
-            return
-        request = self._open[event.request_id]
-        if event.HasField("gap"):
-            request.told = max(request.told, event.gap.start + event.gap.count)
-        elif event.HasField("end"):
-            self._shed.discard(event.request_id)
+            self._open[request_id] = _Open(event)
+            self._told[request_id] = 0
+        elif event.HasField("gap"):
+            self._told[request_id] = max(self._told[request_id], event.gap.start + event.gap.count)
+        else:
+            self._shed.discard(request_id)
+            request = self._open[request_id]
             request.end = event
             link.ending.append((link.sequence, request))
 
@@ -551,8 +554,9 @@ class SidecarClient:
                 link.ring.release(link.through)
             while link.ending and link.ending[0][0] <= link.through:
                 _, request = link.ending.popleft()
-                if self._open.get(request.start.request_id) is request:
-                    del self._open[request.start.request_id]
+                request_id = request.start.request_id
+                if self._open.get(request_id) is request:
+                    del self._open[request_id], self._told[request_id]
             self._ready.notify_all()
         self._connected.set()
         if self._on_assessment is not None:
@@ -577,7 +581,8 @@ class SidecarClient:
         Nothing leaves the queue before the sidecar has answered the first frame: a refused stream loses nothing.
         """
         with self._ready:
-            content = self._opening(link)
+            opening = deque(self._opening(link))
+        content = opening.popleft()
         while True:
             frame, size = self._encode(link, content)
             with self._ready:
@@ -592,10 +597,13 @@ class SidecarClient:
             yield frame
             with self._ready:
                 self._ready.wait_for(
-                    lambda: link.closed or (link.accepted and (self._queue or self._urged or self._stopping))
+                    lambda: link.closed or (link.accepted and (opening or self._queue or self._urged or self._stopping))
                 )
-                if link.closed or not (self._queue or self._urged):
+                if link.closed or not (opening or self._queue or self._urged):
                     return
+                if opening:
+                    content = opening.popleft()
+                    continue
                 # With nothing to send, a frame without rows asks for the answer that is still owed.
                 self._urged = False
                 content = self._fill(link)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _SPAN_OVERHEAD, _TOKEN_OVERHEAD = 24, 5
 """Upper bounds, in bytes, of what a span and a token cost beside names and rows."""
+_UTF8 = 4
+"""Bytes that one character of a name takes at most."""
 MAX_UINT32 = 2**32 - 1
 
 
@@ -63,6 +65,10 @@ class Step(NamedTuple):
     def fitting(self, room: int, row_bytes: int) -> tuple[int, int]:
         """How many leading rows of so many bytes fit into ``room``, and at most how many bytes they take."""
         per_row = row_bytes + _TOKEN_OVERHEAD
+        most = len(self.rows) * per_row + len(self.request_ids) * _SPAN_OVERHEAD
+        most += _UTF8 * sum(map(len, self.request_ids))
+        if most <= room:
+            return len(self.rows), most
         fitting, left = 0, room
         for request_id, count in zip(self.request_ids, self.counts, strict=True):
             here = max(0, min(count, (left - len(request_id.encode()) - _SPAN_OVERHEAD) // per_row))

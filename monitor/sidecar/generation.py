@@ -28,8 +28,6 @@ class Generation:
         self.assessor = Assessor(bank)
         ring = TraceRing(capacity, trace_tokens, text=trace_text) if trace_tokens else None
         columns = bank.columns
-        self.tracker = TurnTracker(
-            RoleLabeller(bank.markers), columns.total, columns.assistant_affect, capacity, ring
-        )
+        self.tracker = TurnTracker(RoleLabeller(bank.markers), columns.total, columns.assistant_affect, capacity, ring)
         self.touched = np.zeros(capacity)
         """When each slot was last heard of, by the monotonic clock."""

@@ -36,6 +36,8 @@ _MAX_FAULTS = 100
 """Faults told for one frame; all are counted. An answer has to stay smaller than what clients take."""
 MAX_MESSAGE_LENGTH = 1000
 """Characters of what a fault says; a message may quote what it found, and that may be long."""
+_MOST_LAG = 3600.0
+"""Seconds; beyond it a clock is wrong, and one such value would spoil the sum."""
 GAP_REASONS = {
     ingest_pb2.GAP_REASON_PREFIX_CACHED: "prefix_cached",
     ingest_pb2.GAP_REASON_DROPPED: "dropped",
@@ -184,8 +186,8 @@ class Pipeline:
         self.metrics.add("affect_received_bytes_total", frame.size)
         self.metrics.observe("affect_frame_seconds", time.perf_counter() - began)
         if frame.message.sent_unix_ns:
-            lag = max(0.0, time.time() - frame.message.sent_unix_ns / 1e9)
-            self.metrics.observe("affect_ingest_lag_seconds", lag)
+            lag = time.time() - frame.message.sent_unix_ns / 1e9
+            self.metrics.observe("affect_ingest_lag_seconds", min(max(0.0, lag), _MOST_LAG))
         return done
 
     def refuse(self, sequence: int, error: AffectMonitorError) -> Processed:
@@ -274,10 +276,10 @@ class Pipeline:
 
     def _apply(self, stream: EngineStream, frame: Frame, done: Processed) -> None:
         message, session = frame.message, stream.session
-        sequence, resumes = message.sequence, message.HasField("hello")
+        sequence = message.sequence
         for event in message.events:
             if event.HasField("start"):
-                self._guard(done, sequence, event.request_id, self._start, stream, event, resumes)
+                self._guard(done, sequence, event.request_id, self._start, stream, event)
         if message.spans.request_ids or message.HasField("rows"):
             self._guard(done, sequence, "", self._rows, stream, frame, done)
         for event in message.events:
@@ -324,11 +326,11 @@ class Pipeline:
         if not session.turns and not session.streams:
             self._sessions.pop(session.key, None)
 
-    def _start(self, stream: EngineStream, event: ingest_pb2.Event, resumes: bool) -> None:
+    def _start(self, stream: EngineStream, event: ingest_pb2.Event) -> None:
         session, request_id, start = stream.session, event.request_id, event.start
         generation = stream.projected or self._generation
         if request_id in session.turns:
-            if not resumes:
+            if not start.resumes:
                 raise TurnError("events.start", "the request has already begun; end it first", reason="double_start")
             if stream.projected in {None, session.turns[request_id].generation}:
                 return

@@ -12,9 +12,10 @@ import grpc
 
 from monitor.errors import AffectMonitorError, FrameError, ModelMismatchError
 from monitor.settings import SidecarSettings
-from monitor.sidecar.limits import Pace, StreamSlots
+from monitor.sidecar.limits import Pace, StreamSlots, units_of
 from monitor.sidecar.memory import SharedMemoryLender
-from monitor.sidecar.pipeline import MAX_MESSAGE_LENGTH, Pipeline, Processed, internal_error
+from monitor.sidecar.pipeline import Pipeline, Processed, internal_error
+from monitor.sidecar.refusals import refusal
 from monitor.sidecar.sessions import EngineStream
 from monitor.wire.codec import Frame, decode_frame, encode_tensor
 from monitor.wire.v1 import ingest_pb2
@@ -122,6 +123,7 @@ class IngestServicer:
         window = self._settings.credit_bytes if stream.region is None else stream.region.size
         # Frames are counted here: what a client says of its count may be missing or wrong.
         for sequence, raw in enumerate(frames, 2):
+            frame = None
             try:
                 frame = self._decode(raw)
             except FrameError as error:
@@ -129,9 +131,9 @@ class IngestServicer:
             else:
                 frame.message.sequence = sequence
                 done = self._process_later(stream, frame)
-                size = frame.size
+                size = frame.size + _shared_bytes(stream, frame)
                 waits = bool(frame.message.HasField("rows")) and not (frame.message.events or any(done))
-                time.sleep(pace.wait(1 + len(frame.message.events)))
+            time.sleep(pace.wait(units_of(len(raw), frame)))
             owed += size
             if not waits or sequence % every == 0 or owed >= window // 4:
                 yield from _answers(sequence, owed, done)
@@ -161,9 +163,7 @@ class IngestServicer:
                 f"{len(raw)} bytes; the limit is {self._settings.max_frame_bytes} (Describe tells), send it in parts",
                 reason="frame_size",
             )
-        frame = decode_frame(raw)
-        # Rows in shared memory cost no less than those in the frame.
-        return frame._replace(size=frame.size + frame.message.rows.shared.length)
+        return decode_frame(raw)
 
     def _admit(self, frame: Frame, context: grpc.ServicerContext) -> EngineStream:
         sequence = frame.message.sequence
@@ -183,7 +183,7 @@ class IngestServicer:
     ) -> NoReturn:
         """Ends a stream that cannot be taken, counted like any other bad input."""
         self._pipeline.refuse(sequence, error)
-        context.abort(code, str(error)[:MAX_MESSAGE_LENGTH])
+        context.abort_with_status(refusal(code, error))
         raise AssertionError("abort raises")
 
     def _process_later(self, stream: EngineStream, frame: Frame) -> Processed:
@@ -200,6 +200,11 @@ class IngestServicer:
             return self._pipeline.process(stream, frame)
         except Exception as error:  # noqa: BLE001 - an error of ours must not cost the stream
             return self._pipeline.refuse(frame.message.sequence, internal_error(error))
+
+
+def _shared_bytes(stream: EngineStream, frame: Frame) -> int:
+    """Bytes of a frame's rows in shared memory, which cost the client's credit no less than those in the frame."""
+    return 0 if stream.region is None else min(frame.message.rows.shared.length, stream.region.size)
 
 
 def _answers(sequence: int, size: int, done: Processed) -> Iterator[ingest_pb2.StreamActivationsResponse]:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import structlog
 from engine import PATIENCE, Engine, Request, make_hello, make_turn, whole
+from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from monitor.outputs import patience
@@ -158,6 +159,12 @@ class TestCalls:
 class TestStreams:
     """Streams and what comes over them."""
 
+    def refused(self, call: Any) -> tuple[grpc.StatusCode, list[str]]:
+        """How a stream ends, and the kinds of details that come with it."""
+        code = call.code()
+        packed = dict(call.trailing_metadata()).get("grpc-status-details-bin", b"")
+        return code, [detail.TypeName().rpartition(".")[2] for detail in Status.FromString(packed).details]
+
     def test_too_many_of_one_machine(self, serve: Any, connect: Any, small_bank: Bank) -> None:
         """One machine has its part of the streams, and is told when to come again; one that ends makes room."""
         sidecar = serve(ingest="127.0.0.1:0", insecure=True)
@@ -166,7 +173,7 @@ class TestStreams:
 
         late = engine.ingest.StreamActivations(iter([Request(hello=make_hello(small_bank))]), timeout=PATIENCE)
 
-        assert late.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert self.refused(late) == (grpc.StatusCode.RESOURCE_EXHAUSTED, ["RetryInfo"])
         assert streams[0].send(whole(make_turn(small_bank, "turn"))).assessments
 
     @pytest.mark.parametrize("first", [Request(), Request(hello=ingest_pb2.Hello())])
@@ -176,7 +183,7 @@ class TestStreams:
 
         call = connect().ingest.StreamActivations(iter([first]), timeout=PATIENCE)
 
-        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert self.refused(call) == (grpc.StatusCode.INVALID_ARGUMENT, ["BadRequest"])
 
     def test_garbage_for_a_hello(self, serve: Any, connect: Any) -> None:
         """A stream that begins with bytes that are no frame is refused at once: it holds nothing."""
@@ -184,7 +191,7 @@ class TestStreams:
 
         call = connect().channel.stream_stream(f"{INGEST}StreamActivations")(iter([b"\xff" * 99]), timeout=PATIENCE)
 
-        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert self.refused(call) == (grpc.StatusCode.INVALID_ARGUMENT, ["BadRequest"])
         assert sidecar.metrics.value("affect_streams_open") == 0
 
     @pytest.mark.parametrize("count", [MAX_EVENTS + 1, 1 << 18])

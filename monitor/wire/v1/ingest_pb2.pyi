@@ -192,7 +192,7 @@ class Event(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
-    __slots__ = ("external_id", "session_id", "prompt_length", "labels")
+    __slots__ = ("external_id", "session_id", "prompt_length", "labels", "resumes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -204,11 +204,13 @@ class Start(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_FIELD_NUMBER: _ClassVar[int]
     external_id: str
     session_id: str
     prompt_length: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, external_id: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt_length: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    resumes: bool
+    def __init__(self, external_id: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt_length: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., resumes: bool = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ("reason", "total_tokens")
