@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
+import grpc
 import numpy as np
 import structlog
 import torch
@@ -468,6 +469,10 @@ class _Context:
     def abort(self, _code: object, told: str) -> NoReturn:
         """Ends the stream."""
         raise _AbortedError(told)
+
+    def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """Ends the stream, and tells more."""
+        raise _AbortedError(status.details)
 
 
 class _Lender:
