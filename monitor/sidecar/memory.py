@@ -38,6 +38,9 @@ class Region:
     Args:
         size: Bytes.
         generation: Tells it from every other.
+
+    Raises:
+        OSError: There is no memory for it.
     """
 
     def __init__(self, size: int, generation: int) -> None:
@@ -45,9 +48,13 @@ class Region:
         self.generation = generation
         self.token = secrets.token_bytes(_TOKEN_BYTES)
         self.descriptor = os.memfd_create("affect-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.posix_fallocate(self.descriptor, 0, size)
-        fcntl.fcntl(self.descriptor, _ADD_SEALS, _SEALS)
-        self._view = memoryview(mmap.mmap(self.descriptor, size, prot=mmap.PROT_READ))
+        try:
+            os.posix_fallocate(self.descriptor, 0, size)
+            fcntl.fcntl(self.descriptor, _ADD_SEALS, _SEALS)
+            self._view = memoryview(mmap.mmap(self.descriptor, size, prot=mmap.PROT_READ))
+        except BaseException:
+            self.close()
+            raise
 
     def view(self, place: ingest_pb2.SharedData) -> memoryview:
         """The bytes of a piece.
