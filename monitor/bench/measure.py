@@ -27,6 +27,7 @@ from monitor.errors import SetupError
 
 Row = dict[str, Any]
 SCORED = "affect_tokens_scored_total"
+_RECEIVED = "affect_received_bytes_total"
 _SAMPLE_SECONDS = 0.1
 
 
@@ -44,6 +45,11 @@ class _Window:
     def scored(self) -> float:
         """Tokens the sidecar counted as scored."""
         return self.after.values[SCORED] - self.before.values[SCORED]
+
+    @property
+    def frame_bytes(self) -> float:
+        """Bytes of the frames it took, shared memory aside."""
+        return self.after.values[_RECEIVED] - self.before.values[_RECEIVED]
 
     @property
     def tokens_per_second(self) -> float:
@@ -123,7 +129,7 @@ def measure(setting: Setting, pace: Pace, cores: Cores) -> Row:
     Full load in windows, each between two measurements of the limits; then half of that load for lag and scrapes.
 
     Raises:
-        SetupError: As ``ready``.
+        SetupError: As ``ready``; or rows did not take the way that was offered.
     """
     with ready(setting, cores) as bench:
         bench.load.run(pace.warm)
@@ -158,6 +164,7 @@ def measure(setting: Setting, pace: Pace, cores: Cores) -> Row:
             "half_load_tokens_per_second": half.tokens_per_second,
             "rss_mb": max(window.rss_mb for window in every),
             "cpu_seconds_per_million_tokens": 1e6 * spent / scored,
+            "frame_bytes_per_token": sum(window.frame_bytes for window in windows) / scored,
             "tokens_per_core_second": scored / max(spent, 1e-9),
             "scrape_ms": statistics.median(scrape.milliseconds for scrape in scrapes),
             "series": scrapes[-1].series,
@@ -166,6 +173,8 @@ def measure(setting: Setting, pace: Pace, cores: Cores) -> Row:
             "tokens_scored": scored_in_all,
             "curve": curve,
         }
+    if setting.transport == "shared_memory" and row["frame_bytes_per_token"] > setting.row_bytes:
+        raise SetupError("transport", "rows travelled in the frames though shared memory was offered")
     if scored_in_all != sent_in_all:
         row["dropped"] = sent_in_all - scored_in_all
     row["ratio"] = speed / row["matmul_tokens_per_second"]

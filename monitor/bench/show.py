@@ -73,7 +73,7 @@ def _stages(profiles: Sequence[Row]) -> Table:
     table = Table("µs a frame", box=None, header_style="bold", pad_edge=False)
     for each in profiles:
         table.add_column(f"{each['hidden_size']} x {each['probes']}", justify="right")
-    for stage in profiles[0]["stages"]:
+    for stage in max((each["stages"] for each in profiles), key=len):
         table.add_row(stage, *(_share(each["stages"], stage) for each in profiles))
     return table
 

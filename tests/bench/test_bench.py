@@ -84,6 +84,7 @@ def test_every_token_that_was_sent_was_scored(row: Row) -> None:
     """Speed counts only what the sidecar says it scored, and nothing is lost."""
     assert row["tokens_scored"] == row["tokens_sent"] > 0
     assert "dropped" not in row
+    assert row["frame_bytes_per_token"] > TINY.row_bytes
 
 
 def test_the_ratio_is_to_the_faster_of_the_bare_products(row: Row) -> None:
