@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class TokenTrace(NamedTuple):
-    """The last tokens of one turn, in the order of their positions.
+    """What came of the last positions of one turn, in their order.
 
     Attributes:
         positions: Absolute positions, ascending, [tokens].
@@ -63,7 +63,9 @@ class TraceRing:
 
     def take(self, slot: int) -> TokenTrace:
         """What is held of a turn; its slot is empty afterwards."""
-        held = np.flatnonzero(self._positions[slot] >= 0)
+        # Where positions were jumped over, some that lie further back were not overwritten.
+        first = max(0, int(self._positions[slot].max()) + 1 - self._tokens)
+        held = np.flatnonzero(self._positions[slot] >= first)
         order = held[np.argsort(self._positions[slot, held])]
         trace = TokenTrace(
             self._positions[slot, order],
