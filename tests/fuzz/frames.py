@@ -321,7 +321,7 @@ def _edit_shared(message: Message, chance: random.Random) -> None:
     shared = message.rows.shared
     shared.generation = chance.choice((_GENERATION, _GENERATION, 0))
     shared.offset = chance.choice((0, 64, 1, 1 << 13, *_LARGE))
-    shared.length = chance.choice((len(message.rows.data), shared.length, 0, *_NUMBERS))
+    shared.length = chance.choice((len(message.rows.data), shared.length, 0, *_LARGE))
     if chance.random() < 0.8:
         message.rows.data = b""
 

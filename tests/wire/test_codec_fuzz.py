@@ -71,12 +71,7 @@ def test_streams_to_begin_with(streams: Streams, seed: bytes) -> None:
     streams.check(seed)
 
 
-OPEN = pytest.mark.xfail(reason="the servicer believes the length a frame states", raises=ValueError, strict=False)
-
-
-@pytest.mark.parametrize(
-    "find", [pytest.param(name, marks=OPEN if name.startswith("shared rows") else ()) for name in FINDS]
-)
+@pytest.mark.parametrize("find", FINDS)
 def test_what_was_found(find: str) -> None:
     """A stream that once led to an error of the sidecar's own leads to faults."""
     Streams().check(stream_of([FINDS[find].SerializeToString()] * 2))
