@@ -37,6 +37,10 @@ _MAX_MARKER = 1024
 """Tokens of a marker: every open turn keeps so many of its last ones."""
 _MAX_DEPTH = 1 << 16
 
+_MAX_NAME = 256
+"""Characters of what an engine says of its model."""
+
+_Name = Annotated[str, Field(max_length=_MAX_NAME)]
 _TokenId = Annotated[int, Field(ge=0, lt=_MAX_TOKENS)]
 
 
@@ -56,12 +60,12 @@ class _Part(BaseModel):
 class ModelCard(_Part):
     """The model version a bank belongs to."""
 
-    name: str
+    name: _Name
     hidden_size: int = Field(gt=0)
     depth: int = Field(gt=0, le=_MAX_DEPTH, description="Blocks of the model.")
-    weights_fingerprint: str = Field(description="SHA-256 over the weights, in name order.")
-    tokenizer_hash: str = Field(description="SHA-256 of the serialised tokenizer.")
-    template_hash: str = Field(description="SHA-256 of the chat template.")
+    weights_fingerprint: _Name = Field(description="SHA-256 over the weights, in name order.")
+    tokenizer_hash: _Name = Field(description="SHA-256 of the serialised tokenizer.")
+    template_hash: _Name = Field(description="SHA-256 of the chat template.")
 
 
 class EmotionCard(_Part):

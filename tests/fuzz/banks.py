@@ -337,5 +337,6 @@ def _check_use(bank: Bank) -> None:
             turn = Said(stance, tokens, rows, len(tokens) // 2, labels={"route": stance})
             frame = make_frame((turn, 0, turn.length), events=[turn.start, turn.end, Event(request_id="x")])
             house.take([frame.SerializeToString()])
+        assert house.pipeline.status()["finished_turns"] == 2, "an engine of the bank's model was refused"
         for family in house.metrics.collect():
             assert family.samples is not None

@@ -231,6 +231,13 @@ class TestBadCards:
         reseal(folder, **change)
         assert refusal(folder).field.startswith(f"bank.json:{field}")
 
+    @pytest.mark.parametrize("name", ["name", "weights_fingerprint", "tokenizer_hash", "template_hash"])
+    def test_names_no_engine_may_say(self, folder: Path, name: str) -> None:
+        """What an engine has to say of its model is no longer than it may say."""
+        card = json.loads((folder / "bank.json").read_text())
+        reseal(folder, model=card["model"] | {name: "x" * 257})
+        assert refusal(folder).field == f"bank.json:model.{name}"
+
     def test_layers_the_wire_cannot_tell(self, folder: Path) -> None:
         """A model of more blocks than layer numbers can tell on the wire is refused."""
         card = json.loads((folder / "bank.json").read_text())
