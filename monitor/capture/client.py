@@ -513,7 +513,9 @@ class SidecarClient:
         self._rate = wanted.sampling_rate or 1.0
         self._hello.wants_shared_memory = bool(wanted.shared_memory_bytes) and self._folder() is not None
         self._hello.projection = wanted.projection.probes
-        link = _Link(wanted.initial_credit_bytes, wanted.max_frame_bytes or _DEFAULT_MAX_FRAME)
+        credit, max_frame = wanted.initial_credit_bytes, wanted.max_frame_bytes or _DEFAULT_MAX_FRAME
+        # The sidecar may owe the answer for a quarter of the credit: a larger frame might wait for it for ever.
+        link = _Link(credit, min(max_frame, 3 * credit // 4) if credit else max_frame)
         if wanted.HasField("projection"):
             told = wanted.projection
             link.projection = Projection(decode_tensor(told.weights), decode_tensor(told.bias))
@@ -604,9 +606,9 @@ class SidecarClient:
                 if opening:
                     content = opening.popleft()
                     continue
-                # With nothing to send, a frame without rows asks for the answer that is still owed.
-                self._urged = False
                 content = self._fill(link)
+                # With nothing to send, a frame without rows asks for the answer that is still owed.
+                self._urged = self._urged and content.step is not None
 
     def _encode(self, link: _Link, content: _Content) -> tuple[bytes, int]:
         """A frame, and the bytes it takes of the sidecar's credit."""
@@ -633,8 +635,9 @@ class SidecarClient:
         """Lays rows into shared memory, as soon as there is room."""
         with self._ready:
             self._ready.wait_for(lambda: link.closed or ring.place(rows.nbytes) is not None)
-            place = ring.place(rows.nbytes) or 0
-        return ring.write(sequence, place, rows)
+            place = ring.place(rows.nbytes)
+        # On a stream that has ended the sidecar may still be reading what lies there.
+        return ingest_pb2.SharedData() if place is None else ring.write(sequence, place, rows)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 

@@ -112,7 +112,8 @@ class Pipeline:
         self._timeout = turn_timeout
         self._allow_unvalidated = allow_unvalidated
         self._sessions: dict[SessionKey, EngineSession] = {}
-        self._finished: OrderedDict[str, ingest_pb2.Assessment] = OrderedDict()
+        # As bytes: a message with hundreds of emotions takes five times as much.
+        self._finished: OrderedDict[str, bytes] = OrderedDict()
         self._keep = keep_turns
         self._watchers: list[Callable[[ingest_pb2.Assessment], None]] = []
         self._lock = threading.Lock()
@@ -242,12 +243,14 @@ class Pipeline:
     def turn(self, turn_id: str) -> ingest_pb2.Assessment | None:
         """A finished turn still in memory."""
         with self._lock:
-            return self._finished.get(turn_id)
+            kept = self._finished.get(turn_id)
+        return None if kept is None else ingest_pb2.Assessment.FromString(kept)
 
     def recent(self) -> list[ingest_pb2.Assessment]:
         """Finished turns still in memory, oldest first."""
         with self._lock:
-            return list(self._finished.values())
+            kept = list(self._finished.values())
+        return [ingest_pb2.Assessment.FromString(turn) for turn in kept]
 
     def watch(self, watcher: Callable[[ingest_pb2.Assessment], None]) -> Callable[[], None]:
         """Calls ``watcher`` with every turn that finishes from now on; returns what ends that."""
@@ -443,7 +446,7 @@ class Pipeline:
         done.assessments.append(finished)
 
     def _remember(self, message: ingest_pb2.Assessment) -> None:
-        self._finished[message.turn_id] = message
+        self._finished[message.turn_id] = message.SerializeToString()
         while len(self._finished) > self._keep:
             self._finished.popitem(last=False)
         for watcher in list(self._watchers):

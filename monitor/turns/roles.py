@@ -12,6 +12,9 @@ from monitor.probes.markers import Marker, Role
 
 Ints = NDArray[np.int64]
 
+_NO_TOKEN, _ELSEWHERE = -2, -3
+"""What stands behind a marker, and in place of another request's tokens; -1 is a token that is not known."""
+
 
 class Labels(NamedTuple):
     """Roles of the tokens of one frame.
@@ -39,11 +42,17 @@ class RoleLabeller:
     def __init__(self, markers: Sequence[Marker]) -> None:
         # Where two markers end at one token the longer one says more, and at equal length a header more than a footer.
         ordered = sorted(markers, key=lambda marker: (len(marker.tokens), marker.role))
-        self._markers = [(marker.tokens, int(marker.role)) for marker in ordered]
+        longest = max((len(marker.tokens) for marker in ordered), default=1)
+        # Markers as rows, padded with what no token is.
+        self._tokens = np.full((len(ordered), longest), _NO_TOKEN, np.int64)
+        for row, marker in zip(self._tokens, ordered, strict=True):
+            row[: len(marker.tokens)] = marker.tokens
+        self._lengths = np.array([len(marker.tokens) for marker in ordered], np.int64)
+        self._roles = np.array([marker.role for marker in ordered], np.int64)
         # By token id: whether a marker begins with it. The last entry stands for all ids beyond, and for none (-1).
         self._begins = np.zeros(max((marker.tokens[0] for marker in markers), default=-1) + 2, bool)
         self._begins[[marker.tokens[0] for marker in markers]] = True
-        self.tail_length = max((len(marker.tokens) for marker in markers), default=1) - 1
+        self.tail_length = longest - 1
         self.initial_state = Role.TEMPLATE if markers else Role.USER
 
     def label(self, token_ids: Ints, counts: Ints, state: Ints, tails: Ints) -> Labels:
@@ -90,12 +99,14 @@ class RoleLabeller:
         began = np.full(len(padded), -1, np.int64)
         inside = np.zeros(len(padded), bool)
         candidates = np.flatnonzero(self._may_begin(padded))
-        for tokens, role in self._markers:
-            heads = candidates[padded[candidates] == tokens[0]]
-            inside[heads] = True
-            for step, token in enumerate(tokens[1:], 1):
-                heads = heads[heads + step < len(padded)]
-                heads = heads[(padded[heads + step] == token) & (owner[heads + step] == owner[heads])]
-                inside[heads + step] = True
-            began[heads + len(tokens) - 1] = role
+        places = candidates[:, None] + np.arange(self.tail_length + 1)
+        within = np.minimum(places, len(padded) - 1)
+        same = (owner[within] == owner[candidates, None]) & (places == within)
+        windows = np.where(same, padded[within], _ELSEWHERE)
+        # [markers, candidates, tokens]: whether all tokens of the marker up to this one stand there.
+        agreed = np.logical_and.accumulate(windows == self._tokens[:, None], axis=2)
+        inside[within[agreed.any(axis=0)]] = True
+        marker, candidate = np.nonzero(agreed[np.arange(len(self._lengths)), :, self._lengths - 1])
+        # Of several that end at one token the last is assigned last, and stays.
+        began[candidates[candidate] + self._lengths[marker] - 1] = self._roles[marker]
         return began, inside

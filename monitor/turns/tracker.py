@@ -153,7 +153,7 @@ class TurnTracker:
             scores: Scores of each row, [rows, columns]; rows that are not finite are left out and counted.
         """
         rows = len(token_ids)
-        repeated = np.clip(self._next[slots] - starts, 0, counts)
+        repeated = np.minimum(np.maximum(self._next[slots] - starts, 0), counts)
         self._tallies[slots, 2] += repeated
         self._tallies[slots, 3] += np.maximum(starts - self._next[slots], 0)
         jumped = slots[starts > self._next[slots]]
@@ -220,12 +220,12 @@ class TurnTracker:
 
     def _add(self, slots: Ints, span: Ints, part: Ints, affect: Floats, scores: Floats) -> None:
         """Adds the rows of a part, ordered by span, to the sums of its segment."""
-        rows = np.flatnonzero(part == _ASSISTANT)
-        if rows.size:
-            self._add_windows(slots, span[rows], affect[rows])
         held = part >= 0
         segments = 2 * span[held] + part[held]
         counts = np.bincount(segments, minlength=2 * len(slots))
+        speaking = counts[_ASSISTANT::2] > 0
+        if speaking.any():
+            self._add_windows(slots[speaking], counts[_ASSISTANT::2][speaking], affect[part == _ASSISTANT])
         touched = np.flatnonzero(counts)
         # One column a row, one entry in it where the row counts: sums of all segments in a single pass over the scores.
         ends = np.concatenate(([0], np.cumsum(held)))
@@ -234,11 +234,9 @@ class TurnTracker:
         self._sums[here] += (chosen @ scores)[touched]
         self._counts[here] += counts[touched]
 
-    def _add_windows(self, slots: Ints, span: Ints, affect: Floats) -> None:
-        """Brings the peak over windows of the assistant's tokens up to date."""
-        first = np.flatnonzero(np.diff(span, prepend=-1))
-        counts = np.diff(first, append=len(span))
-        slots = slots[span[first]]
+    def _add_windows(self, slots: Ints, counts: Ints, affect: Floats) -> None:
+        """Brings the peak over windows of the assistant's tokens up to date; affect is in the order of the slots."""
+        first = np.cumsum(counts) - counts
         segment = np.repeat(np.arange(len(slots)), counts)
         width = WINDOW - 1
         padded = np.empty(len(affect) + len(slots) * width, np.float32)
