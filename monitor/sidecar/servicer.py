@@ -120,7 +120,9 @@ class IngestServicer:
     ) -> Iterator[ingest_pb2.StreamActivationsResponse]:
         """All frames but the first."""
         pace, owed = Pace(), 0
-        window = self._settings.credit_bytes if stream.region is None else stream.region.size
+        window = self._settings.credit_bytes
+        if stream.region is not None:
+            window = min(window, stream.region.size)
         # Frames are counted here: what a client says of its count may be missing or wrong.
         for sequence, raw in enumerate(frames, 2):
             frame = None
