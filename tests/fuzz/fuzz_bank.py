@@ -7,7 +7,7 @@ How to run, from the checkout (wheels of atheris exist for Python 3.11 to 3.13):
 
 The seeds are made anew and put into the corpus folder. Options are libFuzzer's; unless given, an input may take 10
 seconds and the process 2 GB. What crashes is written to the current folder; the harness with that file for its only
-argument runs it again.
+argument runs it again. Atheris itself keeps some kilobytes of every input: raise -rss_limit_mb for runs of an hour.
 """
 
 from __future__ import annotations
