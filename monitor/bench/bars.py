@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from monitor.bench.grid import SHIPPED, Setting
+from monitor.bench.grid import SHIPPED, TRANSPORTS, Setting
 from monitor.bench.measure import Row
 
 _MAIN = Setting()
@@ -32,9 +32,10 @@ class Bar(NamedTuple):
 
 def bars(rows: Sequence[Row], soak: Row | None = None) -> list[Bar]:
     """Every bar, those not measured included."""
-    grpc, shared, projected = (main_row(rows, transport=name) for name in ("grpc", "shared_memory", "projected"))
+    grpc, shared, projected = (main_row(rows, transport=name) for name in TRANSPORTS)
     narrow, narrow_shared = (main_row(rows, transport=name, probes=16) for name in ("grpc", "shared_memory"))
     shipped = next((row for row in rows if row["bank"] == SHIPPED), None)
+    steps = [row for name in TRANSPORTS for row in _some(main_row(rows, transport=name, open_turns=256))]
     held = [row for row in (grpc, shared, projected, shipped) if row is not None]
     return [
         _share("gRPC, 4096 x 171: share of the bare product", grpc, 0.45),
@@ -43,8 +44,9 @@ def bars(rows: Sequence[Row], soak: Row | None = None) -> list[Bar]:
         _least("projected at the source, 4096 x 171", projected, "tokens_per_second", 200_000, "{:,.0f} tokens/s"),
         _least("gRPC, 4096 x 16", narrow, "megabytes_per_second", 900, "{:,.0f} MB/s"),
         _least("shared memory, 4096 x 16", narrow_shared, "megabytes_per_second", 3000, "{:,.0f} MB/s"),
-        *(_falls(rows, transport) for transport in ("grpc", "shared_memory", "projected")),
-        *(_falls_by_turns(rows, transport) for transport in ("grpc", "shared_memory", "projected")),
+        *(_falls(rows, transport) for transport in TRANSPORTS),
+        *(_falls_by_turns(rows, transport) for transport in TRANSPORTS),
+        _most("engine's thread, a step of 64 tokens", steps, "client_step_us", 60, "{:.0f} µs"),
         _most("lag at half load, 99th percentile", held, "lag_p99_ms", 50, "{:.1f} ms"),
         _most("resident memory", [*held, *_some(soak)], "rss_mb", 450, "{:.0f} MB"),
         _most("scrape at default settings, median", _some(shipped), "scrape_ms", 15, "{:.1f} ms"),

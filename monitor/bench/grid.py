@@ -12,6 +12,7 @@ BF16_BYTES = 2
 SHIPPED = "smollm2-135m-instruct"
 """The bank of the row at default settings."""
 _FRAME_BYTES = 4 << 20
+_MOST_ROWS = 1024
 _DEFAULT_OPEN_TURNS = 4096
 
 
@@ -90,25 +91,31 @@ QUICK = Pace(windows=2, window=1.5, warm=0.5, limit=0.3, paced=2.0, scrapes=7, c
 
 
 def full_grid(transports: tuple[str, ...] = TRANSPORTS) -> list[Setting]:
-    """Every size at 64 requests a frame; requests a frame and open turns at the main size; the default settings."""
+    """Every size at 64 requests a frame; requests a frame and open turns at the main size; the default settings.
+
+    Sizes are measured with frames as large as they are meant to be; one row shows a step of single tokens.
+    """
     settings: list[Setting] = []
     for transport in transports:
-        main = Setting(transport, curve=True)
+        main = _sized(transport, 4096, 171, 1)
+        settings.append(replace(main, curve=True))
         settings += [
-            main if (hidden, probes, layers) == (4096, 171, 1) else _sized(transport, hidden, probes, layers)
+            sized
             for hidden in (576, 4096, 8192)
             for probes in (16, 171)
             for layers in (1, 3)
+            if (sized := _sized(transport, hidden, probes, layers)) != main
         ]
-        many = replace(main, curve=False)
-        settings += [replace(many, requests_per_frame=count, open_turns=256) for count in (1, 16, 256)]
+        many = replace(main, rows_per_frame=256, open_turns=256)
+        settings += [replace(many, requests_per_frame=count) for count in (1, 16, 256)]
         settings += [replace(many, open_turns=count) for count in (100, 10_000)]
+        settings.append(replace(many, rows_per_frame=64))
     return [*settings, default_setting()] if "grpc" in transports else settings
 
 
 def quick_grid(transports: tuple[str, ...] = TRANSPORTS) -> list[Setting]:
     """The main size over every transport, and the default settings."""
-    settings = [Setting(transport) for transport in transports]
+    settings = [_sized(transport, 4096, 171, 1) for transport in transports]
     return [*settings, default_setting()] if "grpc" in transports else settings
 
 
@@ -126,8 +133,8 @@ def default_setting() -> Setting:
 
 
 def _sized(transport: str, hidden: int, probes: int, layers: int) -> Setting:
-    """A size, with as many rows as keep a frame within 4 MiB; narrow rows come in more, so that frames are not tiny."""
-    rows = 1024 if hidden < 1024 else 256  # noqa: PLR2004 - below 0.5 MiB a frame
+    """A size, with as many rows as keep a frame within 4 MiB."""
+    rows = _MOST_ROWS
     while rows * layers * hidden * BF16_BYTES > _FRAME_BYTES:
         rows //= 2
     return Setting(transport, hidden, probes, layers, rows_per_frame=rows)

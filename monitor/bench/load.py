@@ -24,7 +24,6 @@ from monitor.wire.v1 import ingest_pb2
 _CONNECT_TIMEOUT, _FLUSH_TIMEOUT, _STOP_TIMEOUT = 30.0, 60.0, 20.0
 _QUEUE_FRAMES, _AHEAD = 64, 4
 """Frames the client's queue holds, and that wait in it at full load: enough to keep it busy, too few to be shed."""
-_FLUSH_SLICE = 0.01
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,8 @@ def _send(client: SidecarClient, traffic: Traffic, pool: list[torch.Tensor], tas
 
 
 def _flush(client: SidecarClient) -> None:
-    deadline = time.monotonic() + _FLUSH_TIMEOUT
-    # Asked again and again: an answer asked for while rows still wait is given before the last of them.
-    while not client.flush(_FLUSH_SLICE):
-        if time.monotonic() > deadline:
-            raise SetupError("load", f"the sidecar did not take what was sent within {_FLUSH_TIMEOUT:g} s")
+    if not client.flush(_FLUSH_TIMEOUT):
+        raise SetupError("load", f"the sidecar did not take what was sent within {_FLUSH_TIMEOUT:g} s")
 
 
 def _hello(bank: Bank) -> ingest_pb2.Hello:
