@@ -165,8 +165,10 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    from monitor.sidecar.allocator import keep_freed_blocks
     from monitor.sidecar.server import Sidecar
 
+    keep_freed_blocks()
     sidecar = Sidecar(chosen)
     signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=sidecar.reload).start())
     stop.wait()

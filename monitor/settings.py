@@ -29,7 +29,7 @@ class SidecarSettings(BaseSettings):
     credit_bytes: int = Field(default=32 << 20, ge=1 << 16, description="Bytes a client may have in flight.")
     sampling_rate: float = Field(default=1, gt=0, le=1, description="Share of requests that engines send, by their id.")
     shared_memory_bytes: int = Field(
-        default=0, ge=0, le=1 << 30, description="Memory each engine may share on a unix socket, for rows; 0: none."
+        default=0, ge=0, le=1 << 28, description="Memory each engine may share on a unix socket, for rows; 0: none."
     )
     projection: bool = Field(
         default=False,

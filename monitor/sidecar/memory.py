@@ -26,7 +26,7 @@ _LOG = structlog.get_logger("memory")
 _TOKEN_BYTES = 16
 _CALL_TIMEOUT = 1.0
 _BACKLOG = 16
-MAX_REGIONS = 16
+MAX_REGIONS = 8
 """Regions at once; a stream beyond it sends its rows in its frames."""
 _ALIGNMENT = 64
 _ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4  # linux/fcntl.h: F_ADD_SEALS; F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
