@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 import structlog
@@ -44,6 +44,15 @@ class Notice(Protocol):
         """When it ended; None while it fires."""
 
 
+class _Change(NamedTuple):
+    """What a notice said when it changed; an alert goes on to change while this waits."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    started: float
+    ended: float | None
+
+
 class AlertmanagerSender:
     """Posts every change of an alert, and firing ones again in time that Alertmanager does not resolve them by itself.
 
@@ -71,7 +80,7 @@ class AlertmanagerSender:
         self._metrics = metrics
         self._firing = firing
         self._resend_seconds = resend_seconds
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=queue)
+        self._waiting: deque[_Change] = deque(maxlen=queue)
         self._wake = threading.Condition()
         self._stopping = False
         metrics.declare("affect_notifications_total", [(result,) for result in _RESULTS])
@@ -80,11 +89,11 @@ class AlertmanagerSender:
 
     def send(self, alert: Notice) -> None:
         """Queues the present state of an alert."""
-        posted = payload(alert)
+        change = _Change(alert.labels, alert.annotations, alert.started, alert.ended)
         with self._wake:
             if len(self._waiting) == self._waiting.maxlen:
                 self._count("dropped", 1)
-            self._waiting.append(posted)
+            self._waiting.append(change)
             self._metrics.set("affect_notifications_waiting", len(self._waiting))
             self._wake.notify_all()
 
@@ -111,7 +120,7 @@ class AlertmanagerSender:
                     stopping, batch = self._stopping, list(self._waiting)
                 due = not stopping and time.monotonic() >= repeat
                 # After the changes: what fires now is newer than they are.
-                again = [payload(alert) for alert in self._firing()] if due else []
+                again = self._firing() if due else []
                 done = self._post(http, batch, again) if batch or again else True
                 if stopping:
                     return
@@ -123,11 +132,13 @@ class AlertmanagerSender:
                     self._wake.wait_for(lambda: self._stopping, wait)
                 wait = min(2 * wait, _LAST_WAIT)
 
-    def _post(self, http: httpx.Client, batch: list[dict[str, Any]], again: list[dict[str, Any]]) -> bool:
+    def _post(self, http: httpx.Client, batch: Sequence[_Change], again: Sequence[Notice]) -> bool:
         """Posts changes and repetitions; false where they have to be posted once more."""
-        count = len(batch) + len(again)
+        now = time.time()
+        posted = [payload(alert, now) for alert in (*batch, *again)]
+        count = len(posted)
         try:
-            response = http.post(self._endpoint, json=batch + again)
+            response = http.post(self._endpoint, json=posted)
             if response.status_code not in _REFUSALS:
                 response.raise_for_status()
         except httpx.HTTPError as error:
@@ -154,15 +165,20 @@ class AlertmanagerSender:
         self._metrics.add("affect_notifications_total", alerts, result)
 
 
-def payload(alert: Notice) -> dict[str, Any]:
-    """An alert as Alertmanager's v2 API takes it (``postableAlert`` of its OpenAPI description)."""
+def payload(alert: Notice, now: float) -> dict[str, Any]:
+    """An alert as Alertmanager's v2 API takes it (``postableAlert`` of its OpenAPI description).
+
+    Where the clock was put back since, an alert begins and ends now at the latest: Alertmanager refuses one that begins
+    well ahead of its own clock or ends before it begins, and takes one that will end later for one that fires.
+    """
+    ended = None if alert.ended is None else min(alert.ended, now)
     posted: dict[str, Any] = {
         "labels": alert.labels,
         "annotations": alert.annotations,
-        "startsAt": _timestamp(alert.started),
+        "startsAt": _timestamp(min(alert.started, now if ended is None else ended)),
     }
-    if alert.ended is not None:
-        posted["endsAt"] = _timestamp(alert.ended)
+    if ended is not None:
+        posted["endsAt"] = _timestamp(ended)
     return posted
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from monitor.probes.bank import Stance
 
 PATIENCE = 20.0
 """Seconds after which a wait is a failure."""
+NOW = 1.75e9 + 3600
 LONG = 3600.0
 """Seconds that never pass in a test."""
 
@@ -173,7 +175,7 @@ class TestPayload:
 
     def test_of_a_firing_alert_has_labels_annotations_and_a_start(self) -> None:
         """A firing alert says what it is, why, and since when in RFC 3339; without an end Alertmanager keeps it up."""
-        posted = payload(alert())
+        posted = payload(alert(), NOW)
         assert posted["labels"] == {
             "alertname": "AffectOverIndex", "policy": "desk", "target": "affect", "severity": "critical",
             "owner": "desk-team",
@@ -184,9 +186,29 @@ class TestPayload:
 
     def test_of_a_resolved_alert_has_an_end(self) -> None:
         """A resolved alert has the same labels and start, and an end."""
-        posted = payload(alert(ended=1.75e9 + 60))
+        posted = payload(alert(ended=1.75e9 + 60), NOW)
         assert posted["endsAt"] == "2025-06-15T15:07:40+00:00"
-        assert {**posted, "endsAt": None} == {**payload(alert()), "endsAt": None}
+        assert {**posted, "endsAt": None} == {**payload(alert(), NOW), "endsAt": None}
+
+    @pytest.mark.parametrize("ended", [None, 1.75e9 - 600, 1.75e9 + 600])
+    def test_of_a_clock_that_was_put_back(self, ended: float | None) -> None:
+        """Nothing begins or ends later than now or ends before it begins: Alertmanager refuses such alerts."""
+        posted = payload(alert(ended=ended), 1.75e9 - 300)
+        ends = 1.75e9 - 600 if ended == 1.75e9 - 600 else 1.75e9 - 300
+        assert posted["startsAt"] == datetime.fromtimestamp(ends, timezone.utc).isoformat()
+        assert posted.get("endsAt") == (None if ended is None else posted["startsAt"])
+
+    def test_is_of_the_clock_at_the_time_of_posting(
+        self, double: Double, sender: Callable[..., AlertmanagerSender], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A clock that is put right while Alertmanager is away does not leave it with alerts that it refuses."""
+        double.stop()
+        to = sender()
+        to.send(alert())
+        monkeypatch.setattr(alertmanager.time, "time", lambda: 1.75e9 - 300)
+        double.start()
+        double.wait(lambda: bool(double.batches))
+        assert double.taken[0]["startsAt"] == "2025-06-15T15:01:40+00:00"
 
     def test_is_the_state_at_the_time_of_sending(
         self, double: Double, sender: Callable[..., AlertmanagerSender]
@@ -210,7 +232,7 @@ class TestSending:
         """An alert arrives at /api/v2/alerts as a list, and is counted."""
         sender().send(alert())
         wait_for_count(metrics, "sent", 1)
-        assert double.batches == [[payload(alert())]]
+        assert double.batches == [[payload(alert(), NOW)]]
         assert double.paths == {"/api/v2/alerts"}
         assert metrics.value("affect_notifications_waiting") == 0
 
