@@ -207,6 +207,27 @@ class TestShared:
             stream.close()
         eventually(lambda: lender._regions == 0)
 
+    def test_rows_larger_than_it_travel_in_the_frame(self, serve: Any, small_bank: Bank, address: str) -> None:
+        """What memory cannot hold goes the other way, in order with what it can."""
+        sidecar = serve(shared_memory_bytes=1 << 14)
+        sending, turn = Sender(address, small_bank), make_turn(small_bank, "turn", words=1000)
+        assert sending.client.wait_connected(PATIENCE)
+        sending.start(turn)
+        sending.rows((turn, 0, 30))
+        sending.rows((turn, 30, 1030))
+        sending.rows((turn, 1030, 1060))
+        sending.flush()
+        before = received(sidecar)
+        sending.rows((turn, 1060, turn.length - 20))
+        sending.flush()
+        in_frame = received(sidecar) - before
+        sending.rows((turn, turn.length - 20, turn.length))
+        sending.end(turn)
+
+        assert account(sending.ended([turn])[0])["scored"] == turn.length
+        assert in_frame > (turn.length - 1080) * ROW
+        assert received(sidecar) - before - in_frame < 20 * ROW
+
     def test_socket_that_cannot_be_reached(
         self, sidecars: dict[str, Sidecar], small_bank: Bank, tmp_path: Path
     ) -> None:
