@@ -8,6 +8,7 @@ when it broke counts as lost and is told as a Gap on the next one.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -39,12 +40,16 @@ _ANSWER_EVERY = 16
 _CALL_TIMEOUT = 5.0
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 0.8
 _CANCEL_TIMEOUT = 1.0
+_MOST_FRAME = (4 << 20) + (64 << 10)
+"""Rows of 4 MiB and what belongs to them: larger frames gain nothing, and copying one keeps the interpreter."""
 _DEFAULT_MAX_FRAME = 4 << 20
 """What gRPC servers take unless told otherwise: for a sidecar that does not say."""
-_REQUESTS_IN_OPENING = 1000
-"""Requests under way that one frame tells a new connection of; the sidecar takes no endless frames."""
+_EVENTS_IN_FRAME = 4000
+"""The sidecar takes a few more, and the engine waits for the lock under which they are gathered."""
 _FRAME_OVERHEAD, _EVENT_OVERHEAD = 256, 8
 """Upper bounds, in bytes, of what a frame and an event cost beside names, messages and rows."""
+_TURN_LIMIT = "turn_limit"
+_LONGEST_ID = 256
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the sidecar's max_frame_bytes governs
     ("grpc.max_receive_message_length", 64 << 20),  # Describe may carry the probes
@@ -141,7 +146,7 @@ class SidecarClient:
         address: str,
         hello: ingest_pb2.Hello,
         *,
-        queue_bytes: int = 64 << 20,
+        queue_bytes: int = 256 << 20,
         queue_steps: int = 50_000,
         tls: ClientTls | None = None,
         on_assessment: Callable[[ingest_pb2.Assessment], None] | None = None,
@@ -158,10 +163,12 @@ class SidecarClient:
         # Guards everything below.
         self._ready = threading.Condition()
         self._queue: deque[ingest_pb2.Event | Step] = deque()
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._newest_bytes = 0
         self._rate = 1.0
         self._known: dict[str, float] = {}
         """Requests whose rows are sent, and their position in the order of sampling."""
+        self._short: dict[str, str] = {}
+        """What the sidecar is told instead of ids that are too long for it: they may be of a user's making."""
         self._aside: dict[str, tuple[ingest_pb2.Event, Any]] = {}
         """Requests that are told of at their end alone: their start, and why."""
         self._shed: set[str] = set()
@@ -194,6 +201,8 @@ class SidecarClient:
         with self._shielded(), self._ready:
             if not request_id:
                 raise ValueError("request_id must not be empty")
+            if len(request_id) > _LONGEST_ID:
+                request_id = self._short[request_id] = _shortened(request_id)
             begin = ingest_pb2.Start(
                 prompt_length=prompt_length, labels=labels or {}, session_id=session_id, external_id=external_id
             )
@@ -229,6 +238,8 @@ class SidecarClient:
             rows: [sum(counts), layers, hidden] on the CPU.
         """
         with self._shielded(), self._ready:
+            if self._short:
+                request_ids = [self._short.get(request_id, request_id) for request_id in request_ids]
             step = Step(request_ids, starts, counts, token_ids, rows)
             problem = step.problem()
             if problem or self._full():
@@ -243,7 +254,7 @@ class SidecarClient:
             self._count_dropped(step, held)
             if held is None:
                 return
-            if self._waiting_bytes + held.rows.nbytes > self._queue_bytes:
+            if self._waiting_bytes and self._waiting_bytes + held.rows.nbytes > self._queue_bytes:
                 self._drop(held)
                 return
             if self._gaps:
@@ -254,6 +265,7 @@ class SidecarClient:
     def end(self, request_id: str, total_tokens: int, reason: int = ingest_pb2.END_REASON_STOP) -> None:
         """Announces that a request is over and how many of its tokens the model processed."""
         with self._shielded(), self._ready:
+            request_id = self._short.pop(request_id, request_id)
             finish = ingest_pb2.End(reason=reason, total_tokens=total_tokens)  # type: ignore[arg-type]
             event = ingest_pb2.Event(request_id=request_id, end=finish)
             if self._known.pop(request_id, None) is not None:
@@ -300,7 +312,7 @@ class SidecarClient:
                 self._call.cancel()
         self._thread.join(_CANCEL_TIMEOUT)
         with self._ready:
-            for held in (self._queue, self._known, self._aside, self._shed):
+            for held in (self._queue, self._known, self._short, self._aside, self._shed):
                 held.clear()
             self._waiting_bytes = 0
 
@@ -314,12 +326,15 @@ class SidecarClient:
         return self._stopping or len(self._queue) >= self._queue_steps
 
     def _fullness(self) -> float:
-        return self._waiting_bytes / self._queue_bytes if self._queue_bytes else 1.0
+        """Share of the queue that is behind: the newest step is not, however large a prefill it is."""
+        behind = max(0, self._waiting_bytes - self._newest_bytes)
+        return min(1.0, behind / self._queue_bytes) if self._queue_bytes else 1.0
 
     def _push(self, item: ingest_pb2.Event | Step) -> None:
         self._queue.append(item)
         if isinstance(item, Step):
-            self._waiting_bytes += item.rows.nbytes
+            self._newest_bytes = item.rows.nbytes
+            self._waiting_bytes += self._newest_bytes
         self._ready.notify_all()
 
     def _push_gap(self, request_id: str) -> None:
@@ -360,28 +375,37 @@ class SidecarClient:
 
         An end that was not acknowledged is told again: better a turn that is finished twice than one that never is.
         """
-        under_way = list(self._open.items())
-        for first in range(0, max(1, len(under_way)), _REQUESTS_IN_OPENING):
-            link.sequence += 1
-            events: list[ingest_pb2.Event] = []
-            for request_id, request in under_way[first : first + _REQUESTS_IN_OPENING]:
-                request.start.start.resumes = True
-                events.append(request.start)
-                if self._told[request_id]:
-                    events.append(_gap(request_id, 0, self._told[request_id], ingest_pb2.GAP_REASON_RESTARTED))
-                if request.end is not None:
-                    events.append(request.end)
-                    link.ending.append((link.sequence, request))
-            yield _Content(link.sequence, events, hello=None if first else self._hello)
+        events: list[ingest_pb2.Event] = []
+        hello: ingest_pb2.Hello | None = self._hello
+        room = link.max_frame - _FRAME_OVERHEAD
+        link.sequence += 1
+        for request_id, request in self._open.items():
+            request.start.start.resumes = True
+            told = [request.start]
+            if self._told[request_id]:
+                told.append(_gap(request_id, 0, self._told[request_id], ingest_pb2.GAP_REASON_RESTARTED))
+            if request.end is not None:
+                told.append(request.end)
+            size = sum(event.ByteSize() + _EVENT_OVERHEAD for event in told)
+            if events and (size > room or len(events) + len(told) > _EVENTS_IN_FRAME):
+                yield _Content(link.sequence, events, hello=hello)
+                events, hello = [], None
+                room = link.max_frame - _FRAME_OVERHEAD
+                link.sequence += 1
+            room -= size
+            events += told
+            if request.end is not None:
+                link.ending.append((link.sequence, request))
+        yield _Content(link.sequence, events, hello=hello)
 
     def _fill(self, link: _Link) -> _Content:
-        """Takes what goes into the next frame, in the order the sidecar applies it: starts, rows, gaps and ends."""
+        """Takes what goes into the next frame: events in any order without rows, else starts, rows, gaps and ends."""
         link.sequence += 1
         events: list[ingest_pb2.Event] = []
         step: Step | None = None
         late = False
         room = link.max_frame - _FRAME_OVERHEAD
-        while self._queue:
+        while self._queue and len(events) < _EVENTS_IN_FRAME:
             item = self._queue[0]
             empty = step is None and not events
             if isinstance(item, Step):
@@ -399,9 +423,9 @@ class SidecarClient:
                 begins = item.HasField("start")
                 told = self._last_words(item) if item.request_id in self._shed and not begins else [item]
                 size = sum(event.ByteSize() + _EVENT_OVERHEAD for event in told)
-                if (begins and (late or step is not None)) or (size > room and not empty):
+                if (begins and step is not None) or (size > room and not empty):
                     break
-                late = not begins
+                late = late or not begins
                 events += told
                 self._queue.popleft()
                 for event in told:
@@ -513,7 +537,7 @@ class SidecarClient:
         self._rate = wanted.sampling_rate or 1.0
         self._hello.wants_shared_memory = bool(wanted.shared_memory_bytes) and self._folder() is not None
         self._hello.projection = wanted.projection.probes
-        credit, max_frame = wanted.initial_credit_bytes, wanted.max_frame_bytes or _DEFAULT_MAX_FRAME
+        credit, max_frame = wanted.initial_credit_bytes, min(wanted.max_frame_bytes or _DEFAULT_MAX_FRAME, _MOST_FRAME)
         # The sidecar may owe the answer for a quarter of the credit: a larger frame might wait for it for ever.
         link = _Link(credit, min(max_frame, 3 * credit // 4) if credit else max_frame)
         if wanted.HasField("projection"):
@@ -539,6 +563,8 @@ class SidecarClient:
             self._tell(logging.INFO, "connected")
         for fault in response.faults:
             self.counters.faults += 1
+            if fault.reason == _TURN_LIMIT:
+                self._give_up(fault.request_id)
             level = logging.DEBUG if fault.reason in link.faults else logging.WARNING
             link.faults.add(fault.reason)
             _LOG.log(
@@ -576,6 +602,14 @@ class SidecarClient:
         except OSError as error:
             _LOG.warning("no shared memory (%s); rows travel in the frames", error)
             return None
+
+    def _give_up(self, request_id: str) -> None:
+        """The sidecar has no room for a request: its rows need not come."""
+        with self._ready:
+            if self._known.pop(request_id, None) is not None:
+                self._gaps.pop(request_id, None)
+                self._shed.add(request_id)
+                self.counters.dropped_requests += 1
 
     def _frames(self, link: _Link) -> Iterator[bytes]:
         """Frames of one connection, each as soon as there is something to send and credit for it.
@@ -663,6 +697,10 @@ class SidecarClient:
             yield
         except Exception as error:  # noqa: BLE001 - the engine must not see it
             self._complain(error)
+
+
+def _shortened(request_id: str) -> str:
+    return f"{request_id[:128]}~{hashlib.sha256(request_id.encode()).hexdigest()}"
 
 
 def _projected(projection: Projection, rows: torch.Tensor) -> torch.Tensor:

@@ -240,7 +240,6 @@ class Metrics(Collector):
             self._values[name][labels] = 0.0
         return True
 
-
     def _admit(self, samples: int) -> bool:
         """Makes room for more samples on the page; counts where the cap forbids it."""
         if self._series + samples > self._max_series:

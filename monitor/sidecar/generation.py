@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from monitor.assess.overindex import Assessor
@@ -10,6 +12,8 @@ from monitor.probes.score import Scorer
 from monitor.turns.roles import RoleLabeller
 from monitor.turns.trace import TraceRing
 from monitor.turns.tracker import TurnTracker
+from monitor.wire.codec import encode_tensor
+from monitor.wire.v1 import ingest_pb2
 
 
 class Generation:
@@ -31,3 +35,11 @@ class Generation:
         self.tracker = TurnTracker(RoleLabeller(bank.markers), columns.total, columns.assistant_affect, capacity, ring)
         self.touched = np.zeros(capacity)
         """When each slot was last heard of, by the monotonic clock."""
+
+    @cached_property
+    def projection(self) -> ingest_pb2.Projection:
+        """What engines have to multiply rows with that are to come projected."""
+        product = self.scorer.projection
+        return ingest_pb2.Projection(
+            probes=self.bank.probes, weights=encode_tensor(product.weights), bias=encode_tensor(product.bias)
+        )

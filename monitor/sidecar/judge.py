@@ -24,8 +24,8 @@ _VISIBILITY = {
     "text_silent": ingest_pb2.VISIBILITY_TEXT_SILENT,
 }
 _SHOWN = {value: text for text, value in _VISIBILITY.items()}
-SAMPLED_OUT, UNTOLD = "sampled_out", "untold"
-"""Reasons for which tokens never came: the request was not in the sample; nobody said why."""
+SAMPLED_OUT, UNTOLD, REFUSED = "sampled_out", "untold", "refused"
+"""Reasons for which tokens are missing: outside the sample; nobody said why; their request has no turn."""
 MARKS = ("unvalidated", SAMPLED_OUT, "partial", "abandoned", "nonfinite", "low_coverage", "short")
 
 
@@ -35,7 +35,7 @@ class Ending(NamedTuple):
     request_id: str
     turn: OpenTurn
     total_tokens: int
-    validated: bool
+    is_the_banks: bool
     abandoned: bool
 
 
@@ -123,7 +123,7 @@ class TurnJudge:
             self._baseline.add(stats, stance, bank)
         if self._audit is not None:
             trace = stats.trace
-            if trace is not None:
+            if trace is not None and message.alerts:
                 trace = trace._replace(affect=turn.generation.assessor.affect(trace.affect))
             self._audit.turn(message, bank_id=bank.card.bank_id, stance=stance.value, trace=trace)
 
@@ -154,7 +154,7 @@ def _marks(ending: Ending, stats: TurnStats, coverage: float) -> list[str]:
     turn, rule = ending.turn, ending.turn.policy.turn
     sampled_out = SAMPLED_OUT in turn.gaps and not stats.seen_tokens
     found = {
-        "unvalidated": not ending.validated,
+        "unvalidated": not (ending.is_the_banks and turn.generation.bank.card.validated),
         SAMPLED_OUT: sampled_out,
         "partial": "restarted" in turn.gaps,
         "abandoned": ending.abandoned,

@@ -14,7 +14,7 @@ from monitor.policy.schema import LABEL_NAME
 from monitor.wire.codec import Frame
 from monitor.wire.v1 import ingest_pb2
 
-MAX_EVENTS = 1 << 14
+MAX_EVENTS = 1 << 12
 """In one frame. The first frame of a connection tells of all requests under way, two or three events each."""
 MAX_SPANS = 1 << 14
 MAX_TOKENS = 1 << 18
@@ -77,30 +77,44 @@ def check_hello(hello: ingest_pb2.Hello) -> None:
         raise ModelMismatchError("hello.layers", f"{len(hello.layers)} of them; send those that Describe asks for")
 
 
-def check_start(request_id: str, start: ingest_pb2.Start) -> None:
-    """Refuses names that would fill the memory of the sidecar, or the terminal of whoever reads them.
+def set_right(request_id: str, start: ingest_pb2.Start) -> list[TurnError]:
+    """Takes out of a start what cannot be kept: its turn is watched all the same, for such names are often a user's.
+
+    Returns:
+        What was taken out.
 
     Raises:
-        TurnError: The request has no id, an id is too long, or a label cannot be kept.
+        TurnError: The request has no id that can be kept.
     """
-    if not request_id:
-        raise TurnError("events.request_id", "must not be empty; name the request", reason="id")
-    ids = {"request_id": request_id, "start.external_id": start.external_id, "start.session_id": start.session_id}
-    for name, value in ids.items():
-        if len(value) > MAX_ID_LENGTH:
-            raise TurnError(f"events.{name}", f"has more than {MAX_ID_LENGTH} characters; shorten it", reason="id")
-    if len(start.labels) > MAX_LABELS:
-        fix = "send those that policies match on"
-        raise _bad_labels(f"{len(start.labels)} of them; the limit is {MAX_LABELS}, {fix}")
-    for name, value in start.labels.items():
+    if not 0 < len(request_id) <= MAX_ID_LENGTH:
+        raise TurnError("events.request_id", f"must have 1 to {MAX_ID_LENGTH} characters; shorten it", reason="id")
+    found = []
+    for name in ("external_id", "session_id"):
+        if len(getattr(start, name)) > MAX_ID_LENGTH:
+            start.ClearField(name)
+            message = f"has more than {MAX_ID_LENGTH} characters and was left out; shorten it"
+            found.append(TurnError(f"events.start.{name}", message, reason="id"))
+    for name, value in list(start.labels.items()):
         if not _LABEL_NAME.fullmatch(name):
-            raise _bad_labels("a name must be 1 to 63 letters, digits or any of _.-, and begin with a letter or _")
-        if len(value) > MAX_LABEL_LENGTH or not value.isprintable():
-            raise _bad_labels(f"{name} must have at most {MAX_LABEL_LENGTH} characters, all of them printable")
+            found.append(
+                _bad_label("a name must be 1 to 63 letters, digits or any of _.-, and begin with a letter or _")
+            )
+        elif len(value) > MAX_LABEL_LENGTH or not value.isprintable():
+            found.append(_bad_label(f"{name} must have at most {MAX_LABEL_LENGTH} characters, all of them printable"))
+        else:
+            continue
+        del start.labels[name]
+    if len(start.labels) > MAX_LABELS:
+        found.append(
+            _bad_label(f"{len(start.labels)} of them; the limit is {MAX_LABELS}, send those policies match on")
+        )
+        for name in sorted(start.labels)[MAX_LABELS:]:
+            del start.labels[name]
+    return found
 
 
-def _bad_labels(message: str) -> TurnError:
-    return TurnError("events.start.labels", message, reason="labels")
+def _bad_label(message: str) -> TurnError:
+    return TurnError("events.start.labels", f"left out: {message}", reason="labels")
 
 
 # -- how much of it ---------------------------------------------------------------------------------------------------

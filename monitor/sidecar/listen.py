@@ -134,7 +134,7 @@ def _listen_unix(server: grpc.Server, path: Path, settings: SidecarSettings) -> 
     if named:
         fix = "leave it out; a unix socket is guarded by socket_mode, socket_owner and socket_group"
         raise SetupError(named[0], f"goes with an ingest of HOST:PORT; {fix}")
-    _clear_socket(path)
+    clear_socket(path)
     folder = path.parent.stat().st_mode
     if folder & stat.S_IWOTH and not folder & stat.S_ISVTX:
         _LOG.warning("open_folder", folder=str(path.parent), message="anyone can put another socket here; chmod o-w it")
@@ -144,8 +144,12 @@ def _listen_unix(server: grpc.Server, path: Path, settings: SidecarSettings) -> 
     return port
 
 
-def _clear_socket(path: Path) -> None:
-    """Removes a socket a dead sidecar left; refuses to remove anything else or a socket in use."""
+def clear_socket(path: Path) -> None:
+    """Removes a socket a dead sidecar left; refuses to remove anything else or a socket in use.
+
+    Raises:
+        SetupError: There is no such folder, or something else is there.
+    """
     if not path.parent.is_dir():
         raise SetupError("--ingest", f"folder {path.parent} does not exist; create it or choose another path")
     if not path.exists():

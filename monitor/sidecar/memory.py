@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import structlog
 
 from monitor.errors import FrameError, SetupError
 from monitor.settings import SidecarSettings
-from monitor.sidecar.listen import open_to, owners_alone
+from monitor.sidecar.listen import clear_socket, open_to, owners_alone
 from monitor.wire.v1 import ingest_pb2
 
 _LOG = structlog.get_logger("memory")
@@ -51,10 +52,11 @@ class Region:
         try:
             os.posix_fallocate(self.descriptor, 0, size)
             fcntl.fcntl(self.descriptor, _ADD_SEALS, _SEALS)
-            self._view = memoryview(mmap.mmap(self.descriptor, size, prot=mmap.PROT_READ))
+            self._map = mmap.mmap(self.descriptor, size)
         except BaseException:
-            self.close()
+            os.close(self.descriptor)
             raise
+        self._view = memoryview(self._map).toreadonly()
 
     def view(self, place: ingest_pb2.SharedData) -> memoryview:
         """The bytes of a piece.
@@ -73,8 +75,9 @@ class Region:
         return self._view[place.offset : place.offset + place.length]
 
     def close(self) -> None:
-        """Gives the memory back; views that are still about keep theirs."""
+        """Gives the memory back, though the client may keep it mapped: it then holds zeros, at the client's cost."""
         if self.descriptor >= 0:
+            self._map.madvise(mmap.MADV_REMOVE)
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -97,6 +100,7 @@ class SharedMemoryLender:
         self._made = 0
         self._regions = 0
         self._lock = threading.Lock()
+        self._closed = False
         self._listener = self._listen(settings)
         threading.Thread(target=self._serve, name="memory", daemon=True).start()
 
@@ -130,6 +134,7 @@ class SharedMemoryLender:
 
     def close(self) -> None:
         """Lends no more."""
+        self._closed = True
         # A closed socket would not wake the thread that accepts on it.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -139,7 +144,7 @@ class SharedMemoryLender:
     def _listen(self, settings: SidecarSettings) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX)
         try:
-            self._path.unlink(missing_ok=True)
+            clear_socket(self._path)
             with owners_alone():
                 listener.bind(str(self._path))
             open_to(self._path, settings)
@@ -153,8 +158,12 @@ class SharedMemoryLender:
         while True:
             try:
                 line, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed:
+                    return
+                _LOG.error("memory_not_lent", error=error.strerror)
+                time.sleep(_CALL_TIMEOUT)  # too many files are open: it will not be better at once
+                continue
             with line, suppress(OSError):
                 line.settimeout(_CALL_TIMEOUT)
                 self._hand_over(line, line.recv(_TOKEN_BYTES))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import repeat
+from itertools import compress, repeat
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -24,8 +24,8 @@ from monitor.policy.engine import AlertEngine
 from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
 from monitor.sidecar.generation import Generation
-from monitor.sidecar.judge import MARKS, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
-from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, check_start
+from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
+from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
 from monitor.turns.roles import Ints
 from monitor.wire.codec import Frame, rows_of
@@ -36,6 +36,8 @@ _MAX_FAULTS = 100
 """Faults told for one frame; all are counted. An answer has to stay smaller than what clients take."""
 MAX_MESSAGE_LENGTH = 1000
 """Characters of what a fault says; a message may quote what it found, and that may be long."""
+_MAX_GONE = 64
+"""Engines remembered that have neither a stream nor a turn."""
 _MOST_LAG = 3600.0
 """Seconds; beyond it a clock is wrong, and one such value would spoil the sum."""
 GAP_REASONS = {
@@ -155,8 +157,7 @@ class Pipeline:
             key = (hello.engine_id, hello.data_parallel_rank, not difference)
             session = self._sessions.get(key)
             if session is None:
-                validated = not difference and generation.bank.card.validated
-                session = self._sessions[key] = EngineSession(key, validated)
+                session = self._sessions[key] = EngineSession(key)
             session.streams += 1
             self._count_streams()
         return EngineStream(session, generation if hello.projection else None)
@@ -165,7 +166,8 @@ class Pipeline:
         """A stream of an engine is over; its turns wait for its return until they time out."""
         with self._lock:
             stream.session.streams -= 1
-            self._forget(stream.session)
+            stream.session.silent_since = time.monotonic()
+            self._forget_oldest()
             self._count_streams()
 
     def outdated(self, stream: EngineStream) -> bool:
@@ -205,9 +207,10 @@ class Pipeline:
             for session in list(self._sessions.values()):
                 for generation, slots in list(session.slots.items()):
                     silent = generation.touched[np.fromiter(slots.values(), np.int64, len(slots))] < before
-                    for request_id in [list(slots)[index] for index in np.flatnonzero(silent)]:
+                    for request_id in list(compress(slots, silent)):
                         self._guard(done, 0, request_id, self._finish, session, request_id, 0, done, True)
-                self._forget(session)
+                if not session.turns and not session.streams and session.silent_since < before:
+                    del self._sessions[session.key]
             self.metrics.set("affect_turns_open", self._open)
         return done.assessments
 
@@ -234,7 +237,6 @@ class Pipeline:
             self.policies = policies
             self.alerts.keep_only(list(policies.policies))
             for session in self._sessions.values():
-                session.validated = session.key[-1] and card.validated
                 for turn in session.turns.values():
                     turn.policy = policies.route(dict(turn.start.labels))
             self._declare()
@@ -268,7 +270,7 @@ class Pipeline:
         with self._lock:
             connected = [session for session in self._sessions.values() if session.streams]
             return {
-                "validated": self.bank.card.validated and all(session.validated for session in connected),
+                "validated": self.bank.card.validated and all(session.is_the_banks for session in connected),
                 "open_streams": sum(session.streams for session in connected),
                 "open_turns": self._open,
                 "finished_turns": self._ended,
@@ -280,14 +282,17 @@ class Pipeline:
     def _apply(self, stream: EngineStream, frame: Frame, done: Processed) -> None:
         message, session = frame.message, stream.session
         sequence = message.sequence
-        for event in message.events:
-            if event.HasField("start"):
-                self._guard(done, sequence, event.request_id, self._start, stream, event)
-        if message.spans.request_ids or message.HasField("rows"):
+        rows = bool(message.spans.request_ids) or message.HasField("rows")
+        starts = [event for event in message.events if event.HasField("start")] if rows else []
+        for event in starts:
+            self._guard(done, sequence, event.request_id, self._start, stream, event, done)
+        if rows:
             self._guard(done, sequence, "", self._rows, stream, frame, done)
         for event in message.events:
             kind = event.WhichOneof("kind")
-            if kind == "gap":
+            if kind == "start" and not rows:
+                self._guard(done, sequence, event.request_id, self._start, stream, event, done)
+            elif kind == "gap":
                 self._guard(done, sequence, event.request_id, self._gap, session, event)
             elif kind == "end":
                 self._guard(done, sequence, event.request_id, self._end, session, event, done)
@@ -324,12 +329,13 @@ class Pipeline:
                 )
             )
 
-    def _forget(self, session: EngineSession) -> None:
-        """Lets go of an engine that is gone and has left nothing behind."""
-        if not session.turns and not session.streams:
-            self._sessions.pop(session.key, None)
+    def _forget_oldest(self) -> None:
+        """Lets go of engines that are gone and have left nothing behind, when there are many."""
+        gone = [session for session in self._sessions.values() if not session.turns and not session.streams]
+        for session in sorted(gone, key=lambda session: session.silent_since)[:-_MAX_GONE]:
+            del self._sessions[session.key]
 
-    def _start(self, stream: EngineStream, event: ingest_pb2.Event) -> None:
+    def _start(self, stream: EngineStream, event: ingest_pb2.Event, done: Processed) -> None:
         session, request_id, start = stream.session, event.request_id, event.start
         generation = stream.projected or self._generation
         if request_id in session.turns:
@@ -339,7 +345,10 @@ class Pipeline:
                 return
             # Its rows now go through other probes: what was scored before is told as a gap, and it begins anew.
             self._release(session, request_id)
-        check_start(request_id, start)
+        elif start.resumes and request_id in session.finished:
+            return
+        for error in set_right(request_id, start):
+            self._fault(done, 0, request_id, error)
         slot = generation.tracker.open(start.prompt_length) if self._open < self._capacity else None
         if slot is None:
             raise TurnError(
@@ -356,6 +365,7 @@ class Pipeline:
 
     def _release(self, session: EngineSession, request_id: str) -> None:
         turn = session.remove(request_id)
+        del session.finished[request_id]
         turn.generation.tracker.close(turn.slot)
         self._open -= 1
 
@@ -378,6 +388,7 @@ class Pipeline:
                 kept = (slots[held], starts[held], counts[held], token_ids[mine])
                 self._fold(stream, generation, kept, rows[torch.from_numpy(mine)])
         if unknown.any():
+            self.metrics.add("affect_tokens_missing_total", int(counts[unknown].sum()), REFUSED)
             error = TurnError("spans.request_ids", "no such request; send its start first", reason="unknown_request")
             for index in np.flatnonzero(unknown):
                 self._fault(done, frame.message.sequence, spans.request_ids[index], error)
@@ -412,6 +423,8 @@ class Pipeline:
 
     def _gap(self, session: EngineSession, event: ingest_pb2.Event) -> None:
         turn = self._known(session, event)
+        if turn is None:
+            return
         reason = GAP_REASONS.get(event.gap.reason)
         if reason is None:
             known = ", ".join(GAP_REASONS.values()).upper()
@@ -425,12 +438,13 @@ class Pipeline:
             self.metrics.add("affect_tokens_missing_total", skipped, reason)
 
     def _end(self, session: EngineSession, event: ingest_pb2.Event, done: Processed) -> None:
-        self._known(session, event)
-        self._finish(session, event.request_id, event.end.total_tokens, done, False)
+        if self._known(session, event) is not None:
+            self._finish(session, event.request_id, event.end.total_tokens, done, False)
 
-    def _known(self, session: EngineSession, event: ingest_pb2.Event) -> OpenTurn:
+    def _known(self, session: EngineSession, event: ingest_pb2.Event) -> OpenTurn | None:
+        """The turn an event belongs to; None where it is over, and the engine only did not know."""
         turn = session.turns.get(event.request_id)
-        if turn is None:
+        if turn is None and event.request_id not in session.finished:
             kind = event.WhichOneof("kind")
             raise TurnError(f"events.{kind}", "no such request; send its start first", reason=f"{kind}_without_start")
         return turn
@@ -441,7 +455,7 @@ class Pipeline:
         turn = session.remove(request_id)
         self._open -= 1
         self._ended += 1
-        finished = self._judge.finish(Ending(request_id, turn, total_tokens, session.validated, abandoned))
+        finished = self._judge.finish(Ending(request_id, turn, total_tokens, session.is_the_banks, abandoned))
         self._remember(finished)
         done.assessments.append(finished)
 
@@ -470,7 +484,9 @@ class Pipeline:
         metrics.declare("affect_alerts_fired_total", targets)
         metrics.declare("affect_turns_unjudged_total", [(name, mark) for name in names for mark in MARKS])
         metrics.declare("affect_faults_total", [(reason,) for reason in FAULT_REASONS])
-        metrics.declare("affect_tokens_missing_total", [(reason,) for reason in (*GAP_REASONS.values(), UNTOLD)])
+        metrics.declare(
+            "affect_tokens_missing_total", [(reason,) for reason in (*GAP_REASONS.values(), UNTOLD, REFUSED)]
+        )
         metrics.replace("affect_bank_info", {(card.bank_id, card.model.name, str(card.validated).lower()): 1.0})
 
     def _count_streams(self) -> None:

@@ -17,7 +17,7 @@ from monitor.sidecar.memory import SharedMemoryLender
 from monitor.sidecar.pipeline import Pipeline, Processed, internal_error
 from monitor.sidecar.refusals import refusal
 from monitor.sidecar.sessions import EngineStream
-from monitor.wire.codec import Frame, decode_frame, encode_tensor
+from monitor.wire.codec import Frame, decode_frame
 from monitor.wire.v1 import ingest_pb2
 
 _ANSWER_ASSESSMENTS = 64
@@ -76,10 +76,7 @@ class IngestServicer:
             shared_memory_bytes=settings.shared_memory_bytes if self.lender else 0,
         )
         if settings.projection:
-            projection = generation.scorer.projection
-            described.projection.probes = generation.bank.probes
-            described.projection.weights.CopyFrom(encode_tensor(projection.weights))
-            described.projection.bias.CopyFrom(encode_tensor(projection.bias))
+            described.projection.CopyFrom(generation.projection)
         return described
 
     def stream_activations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from monitor.policy.schema import Policy
@@ -12,6 +13,9 @@ from monitor.wire.v1 import ingest_pb2
 SessionKey = tuple[str, int, bool]
 """Engine id, data-parallel rank, and whether its model is the bank's: one that fits shares nothing with one that does
 not, whatever the engine calls itself."""
+
+
+_FINISHED = 4096
 
 
 @dataclass(eq=False)
@@ -31,11 +35,19 @@ class EngineSession:
     """One engine rank, across its reconnections."""
 
     key: SessionKey
-    validated: bool
     turns: dict[str, OpenTurn] = field(default_factory=dict)
     slots: dict[Generation, dict[str, int]] = field(default_factory=dict)
     """The slots of the same turns, for whole frames at a time."""
     streams: int = 0
+    silent_since: float = 0.0
+    """When its last stream ended, by the monotonic clock."""
+    finished: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Requests that ended last: an engine that saw no answer to an end tells it again when it comes back."""
+
+    @property
+    def is_the_banks(self) -> bool:
+        """Whether its model is the one the bank was made for."""
+        return self.key[2]
 
     def add(self, request_id: str, turn: OpenTurn) -> None:
         """Takes a turn in."""
@@ -45,6 +57,9 @@ class EngineSession:
     def remove(self, request_id: str) -> OpenTurn:
         """Lets go of a turn."""
         turn = self.turns.pop(request_id)
+        self.finished[request_id] = None
+        if len(self.finished) > _FINISHED:
+            self.finished.popitem(last=False)
         slots = self.slots[turn.generation]
         del slots[request_id]
         if not slots:

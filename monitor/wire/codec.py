@@ -29,6 +29,8 @@ _ROWS_FIELD = ingest_pb2.StreamActivationsRequest.ROWS_FIELD_NUMBER
 _DATA_FIELD = ingest_pb2.Tensor.DATA_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BITS = 64
+MAX_HEADER = 4 << 20
+"""Bytes of a frame beside its rows: parsed, they take ten times as much memory."""
 _MAX_TAG_BITS = 32
 """Protobuf's own parser refuses tags of more than five bytes; lengths it takes like any other number."""
 
@@ -106,23 +108,24 @@ def decode_frame(raw: bytes) -> Frame:
 
 def _parse(view: memoryview, message: ingest_pb2.StreamActivationsRequest) -> memoryview:
     """Merges all of a frame but the elements of its tensor into ``message``; returns these."""
-    outer = _find(view, _ROWS_FIELD)
-    if outer is None:
-        message.MergeFromString(view)
-        return view[:0]
-    before, start, end = outer
+    before, start, end = _find(view, _ROWS_FIELD) or (len(view),) * 3
     tensor, rest = view[start:end], view[end:]
     if _find(rest, _ROWS_FIELD):
         raise FrameError("rows", "stands twice in the frame; send one tensor")
+    inner, first, last = _find(tensor, _DATA_FIELD) or (len(tensor),) * 3
+    if _find(tensor[last:], _DATA_FIELD):
+        raise FrameError("rows.data", "stands twice in the tensor; send its bytes once")
+    if len(view) - (last - first) > MAX_HEADER:
+        raise FrameError(
+            "frame", f"has more than {MAX_HEADER} bytes beside its rows; send it in parts", reason="frame_size"
+        )
     message.MergeFromString(view[:before])
     message.MergeFromString(rest)
-    before, start, end = _find(tensor, _DATA_FIELD) or (len(tensor),) * 3
-    if _find(tensor[end:], _DATA_FIELD):
-        raise FrameError("rows.data", "stands twice in the tensor; send its bytes once")
-    message.rows.SetInParent()
-    message.rows.MergeFromString(tensor[:before])
-    message.rows.MergeFromString(tensor[end:])
-    return tensor[start:end]
+    if before < len(view):
+        message.rows.SetInParent()
+        message.rows.MergeFromString(tensor[:inner])
+        message.rows.MergeFromString(tensor[last:])
+    return tensor[first:last]
 
 
 def rows_of(frame: Frame) -> torch.Tensor:

@@ -17,8 +17,8 @@ from monitor.sidecar.limits import (
     StreamSlots,
     check_frame,
     check_hello,
-    check_start,
     machine_of,
+    set_right,
     units_of,
 )
 from monitor.wire import codec
@@ -119,7 +119,10 @@ class TestStart:
     )
     def test_good(self, labels: dict[str, str]) -> None:
         """Labels within the limits are taken."""
-        check_start("r" * 256, ingest_pb2.Start(external_id="e" * 256, session_id="s" * 256, labels=labels))
+        start = ingest_pb2.Start(external_id="e" * 256, session_id="s" * 256, labels=labels)
+
+        assert set_right("r" * 256, start) == []
+        assert start.labels == labels
 
     @pytest.mark.parametrize(
         "labels",
@@ -140,27 +143,38 @@ class TestStart:
         ],
     )
     def test_bad_labels(self, labels: dict[str, str]) -> None:
-        """Names that no policy can match, long values and what plays tricks on a terminal are refused."""
-        with pytest.raises(TurnError) as raised:
-            check_start("r", ingest_pb2.Start(labels=labels))
+        """Names that no policy can match, long values and what plays tricks on a terminal are left out, and only they."""
+        start = ingest_pb2.Start(labels={**labels, "app": "desk"})
 
-        assert (raised.value.field, raised.value.reason) == ("events.start.labels", "labels")
+        (error,) = set_right("r", start)
+
+        assert (error.field, error.reason) == ("events.start.labels", "labels")
+        assert start.labels["app"] == "desk"
+        assert len(start.labels) == (1 if len(labels) == 1 else 16)
 
     @pytest.mark.parametrize(
-        ("request_id", "start", "field"),
+        "request_id",
         [
-            ("", {}, "events.request_id"),
-            ("r" * 257, {}, "events.request_id"),
-            ("r", {"external_id": "e" * 257}, "events.start.external_id"),
-            ("r", {"session_id": "s" * 257}, "events.start.session_id"),
+            "",
+            "r" * 257,
         ],
     )
-    def test_bad_ids(self, request_id: str, start: dict[str, Any], field: str) -> None:
-        """No id is missing or longer than anyone reads."""
+    def test_bad_request_ids(self, request_id: str) -> None:
+        """A request without an id, or with one longer than anyone reads, is refused."""
         with pytest.raises(TurnError) as raised:
-            check_start(request_id, ingest_pb2.Start(**start))
+            set_right(request_id, ingest_pb2.Start())
 
-        assert (raised.value.field, raised.value.reason) == (field, "id")
+        assert (raised.value.field, raised.value.reason) == ("events.request_id", "id")
+
+    @pytest.mark.parametrize("name", ["external_id", "session_id"])
+    def test_bad_other_ids(self, name: str) -> None:
+        """Other ids that are too long are left out, and the turn is kept."""
+        start = ingest_pb2.Start(**{name: "x" * 257})
+
+        (error,) = set_right("r", start)
+
+        assert (error.field, error.reason) == (f"events.start.{name}", "id")
+        assert not getattr(start, name)
 
 
 class TestPace:
