@@ -78,6 +78,33 @@ def sidecar_killed_projected(folder: Path) -> Result:
     return sidecar_killed(folder, projection=True)
 
 
+def sidecar_killed_again_and_again(folder: Path) -> Result:
+    """The sidecar is killed three times: under load, then as soon as the client is back, and once more."""
+    result = Result()
+    with site(folder) as at:
+        engine = at.engine(concurrency=24, step_seconds=_STEP_SECONDS)
+        at.wait_turns(24)
+        for _ in range(3):
+            at.wait(lambda: engine.ask("report")["connections"][-1][1])
+            at.sidecar.kill()
+            at.sidecar.start_again()
+        at.sidecar.wait_ready()
+        at.wait(lambda: at.page_value("affect_streams_open"))
+        at.wait_turns(48)
+        report = engine.ask("stop")
+        result.add(report)
+        result.compare(at.sidecar.page(), at.sidecar.turns())
+    result.promise("the client drops nothing", report["counters"]["dropped_tokens"] == 0)
+    result.promise("the client was back each time", report["counters"]["reconnects"] == 3)
+    result.promise("only the restarts cost tokens", set(result.gaps) == {"restarted"})
+    turns = report["assessments"].values()
+    result.promise(
+        "turns with a gap are partial", all(("partial" in turn["marks"]) == bool(turn["gaps"]) for turn in turns)
+    )
+    result.notes |= {"connections_lost": report["counters"]["reconnects"], "told_again": report["told_again"]}
+    return result
+
+
 def _check_memory(at: Site, engine: EngineProcess, result: Result, settings: dict[str, Any]) -> None:
     if "shared_memory_bytes" in settings:
         # The client attaches when it has read the first answer.

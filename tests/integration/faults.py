@@ -34,7 +34,13 @@ from fault_clients import (
     ten_thousand_requests_killed,
     ten_thousand_requests_with_room,
 )
-from fault_kills import engine_killed, sidecar_killed, sidecar_killed_projected, sidecar_killed_with_shared_memory
+from fault_kills import (
+    engine_killed,
+    sidecar_killed,
+    sidecar_killed_again_and_again,
+    sidecar_killed_projected,
+    sidecar_killed_with_shared_memory,
+)
 from fault_outputs import alertmanager_away, alertmanager_away_for_long, disk_full, slow_scraper
 from fault_parts import Result
 from rich.console import Console
@@ -45,10 +51,10 @@ from monitor.terminal import Bar
 SCENARIOS: dict[str, Callable[[Path], Result]] = {
     scenario.__name__: scenario
     for scenario in (
-        sidecar_killed, sidecar_killed_with_shared_memory, sidecar_killed_projected, engine_killed, disk_full,
-        alertmanager_away, alertmanager_away_for_long, clock_jumps, slow_scraper, abandoned_streams,
-        ten_thousand_requests, ten_thousand_requests_with_room, ten_thousand_requests_killed, bank_replaced,
-        policy_replaced,
+        sidecar_killed, sidecar_killed_with_shared_memory, sidecar_killed_projected, sidecar_killed_again_and_again,
+        engine_killed, disk_full, alertmanager_away, alertmanager_away_for_long, clock_jumps, slow_scraper,
+        abandoned_streams, ten_thousand_requests, ten_thousand_requests_with_room, ten_thousand_requests_killed,
+        bank_replaced, policy_replaced,
     )
 }  # fmt: skip
 
