@@ -135,7 +135,7 @@ class SidecarClient:
     Args:
         address: ``unix:///path`` or ``host:port`` of the sidecar's ingest service.
         hello: Who is sending; layers and hidden size are those of every row.
-        queue_bytes: Rows that may wait; as they near it whole turns are dropped, and reported as gaps.
+        queue_bytes: Rows that may wait behind a step; as they near it whole turns are dropped, and reported as gaps.
         queue_steps: Steps that may wait; beyond it requests are dropped untold.
         tls: Certificates for a sidecar on TCP.
         on_assessment: Called in the client's thread with the assessment of each finished turn.
@@ -163,7 +163,9 @@ class SidecarClient:
         # Guards everything below.
         self._ready = threading.Condition()
         self._queue: deque[ingest_pb2.Event | Step] = deque()
-        self._waiting_bytes = self._newest_bytes = 0
+        self._waiting_bytes = 0
+        self._sizes: deque[int] = deque()
+        """Bytes of each step that waits."""
         self._rate = 1.0
         self._known: dict[str, float] = {}
         """Requests whose rows are sent, and their position in the order of sampling."""
@@ -254,7 +256,7 @@ class SidecarClient:
             self._count_dropped(step, held)
             if held is None:
                 return
-            if self._waiting_bytes and self._waiting_bytes + held.rows.nbytes > self._queue_bytes:
+            if self._sizes and self._behind() + held.rows.nbytes > self._queue_bytes:
                 self._drop(held)
                 return
             if self._gaps:
@@ -312,7 +314,7 @@ class SidecarClient:
                 self._call.cancel()
         self._thread.join(_CANCEL_TIMEOUT)
         with self._ready:
-            for held in (self._queue, self._known, self._short, self._aside, self._shed):
+            for held in (self._queue, self._sizes, self._known, self._short, self._aside, self._shed):
                 held.clear()
             self._waiting_bytes = 0
 
@@ -326,15 +328,17 @@ class SidecarClient:
         return self._stopping or len(self._queue) >= self._queue_steps
 
     def _fullness(self) -> float:
-        """Share of the queue that is behind: the newest step is not, however large a prefill it is."""
-        behind = max(0, self._waiting_bytes - self._newest_bytes)
-        return min(1.0, behind / self._queue_bytes) if self._queue_bytes else 1.0
+        return min(1.0, self._behind() / self._queue_bytes) if self._queue_bytes else 1.0
+
+    def _behind(self) -> int:
+        """Bytes that wait behind the step in front: that one is being sent, however large a prefill it is."""
+        return self._waiting_bytes - (self._sizes[0] if self._sizes else 0)
 
     def _push(self, item: ingest_pb2.Event | Step) -> None:
         self._queue.append(item)
         if isinstance(item, Step):
-            self._newest_bytes = item.rows.nbytes
-            self._waiting_bytes += self._newest_bytes
+            self._sizes.append(item.rows.nbytes)
+            self._waiting_bytes += item.rows.nbytes
         self._ready.notify_all()
 
     def _push_gap(self, request_id: str) -> None:
@@ -438,13 +442,8 @@ class SidecarClient:
         held = item.without(self._shed) if self._shed else item
         if held is item:
             return False
-        self._queue.popleft()
-        self._waiting_bytes -= item.rows.nbytes
+        self._take_off(held)
         self.counters.dropped_tokens += len(item.rows) - (0 if held is None else len(held.rows))
-        if held is not None:
-            self._queue.appendleft(held)
-            self._waiting_bytes += held.rows.nbytes
-        self._ready.notify_all()
         return True
 
     def _last_words(self, end: ingest_pb2.Event) -> list[ingest_pb2.Event]:
@@ -457,14 +456,21 @@ class SidecarClient:
 
     def _take_rows(self, count: int) -> Step:
         """Takes the first rows of those that stand in front; the others stay."""
-        item = self._queue.popleft()
+        item = self._queue[0]
         assert isinstance(item, Step)  # noqa: S101 - for the type checker
-        if count < len(item.rows):
-            item, rest = item.cut(count)
+        taken, rest = item.cut(count) if count < len(item.rows) else (item, None)
+        self._take_off(rest)
+        return taken
+
+    def _take_off(self, rest: Step | None) -> None:
+        """Takes the step that stands in front off the queue, but for a rest of it."""
+        self._queue.popleft()
+        self._waiting_bytes -= self._sizes.popleft()
+        if rest is not None:
             self._queue.appendleft(rest)
-        self._waiting_bytes -= item.rows.nbytes
+            self._sizes.appendleft(rest.rows.nbytes)
+            self._waiting_bytes += rest.rows.nbytes
         self._ready.notify_all()
-        return item
 
     def _note(self, link: _Link, event: ingest_pb2.Event) -> None:
         """Remembers what a next connection would have to be told of this event."""

@@ -285,13 +285,13 @@ class Pipeline:
         rows = bool(message.spans.request_ids) or message.HasField("rows")
         starts = [event for event in message.events if event.HasField("start")] if rows else []
         for event in starts:
-            self._guard(done, sequence, event.request_id, self._start, stream, event, done)
+            self._guard(done, sequence, event.request_id, self._start, stream, event, done, sequence)
         if rows:
             self._guard(done, sequence, "", self._rows, stream, frame, done)
         for event in message.events:
             kind = event.WhichOneof("kind")
             if kind == "start" and not rows:
-                self._guard(done, sequence, event.request_id, self._start, stream, event, done)
+                self._guard(done, sequence, event.request_id, self._start, stream, event, done, sequence)
             elif kind == "gap":
                 self._guard(done, sequence, event.request_id, self._gap, session, event)
             elif kind == "end":
@@ -335,7 +335,7 @@ class Pipeline:
         for session in sorted(gone, key=lambda session: session.silent_since)[:-_MAX_GONE]:
             del self._sessions[session.key]
 
-    def _start(self, stream: EngineStream, event: ingest_pb2.Event, done: Processed) -> None:
+    def _start(self, stream: EngineStream, event: ingest_pb2.Event, done: Processed, sequence: int) -> None:
         session, request_id, start = stream.session, event.request_id, event.start
         generation = stream.projected or self._generation
         if request_id in session.turns:
@@ -348,7 +348,7 @@ class Pipeline:
         elif start.resumes and request_id in session.finished:
             return
         for error in set_right(request_id, start):
-            self._fault(done, 0, request_id, error)
+            self._fault(done, sequence, request_id, error)
         slot = generation.tracker.open(start.prompt_length) if self._open < self._capacity else None
         if slot is None:
             raise TurnError(

@@ -89,16 +89,30 @@ class TestFrames:
         assert list(first.spans.request_ids) == ["a", "b"]
         assert (list(second.spans.request_ids), list(second.spans.starts)) == (["b"], [2])
 
-    def test_starts_never_share_a_frame_with_earlier_ends(self, sidecar: Sidecars, client: Clients) -> None:
-        """The sidecar applies starts first, so a start that follows an end or gap waits for the next frame."""
+    def test_starts_never_share_a_frame_with_earlier_rows(self, sidecar: Sidecars, client: Clients) -> None:
+        """Events without rows share a frame in their order; a start behind rows waits for the next frame."""
         double, sender = sidecar(serve=False), client()
         for name in ("a", "b"):
             sender.start(name)
             sender.end(name, 0)
+        sender.start("c")
+        hand_over(sender, ("c", 0, 1))
+        sender.start("d")
         double.serve()
         assert sender.flush(PATIENCE)
         kinds = [[event.WhichOneof("kind") for event in frame.events] for frame in double.frames if frame.events]
-        assert kinds == [["start", "end"], ["start", "end"]]
+        assert kinds == [["start", "end", "start", "end", "start"], ["start"]]
+
+    def test_events_of_a_frame_are_bounded(self, sidecar: Sidecars, client: Clients) -> None:
+        """Thousands of requests that begin and end at once are told of in frames the sidecar takes."""
+        double, sender = sidecar(serve=False, max_frame=1 << 24, credit=1 << 24), client()
+        for number in range(6000):
+            sender.start(str(number))
+            sender.end(str(number), 0)
+        double.serve()
+        assert sender.flush(PATIENCE)
+        assert len(double.events("end")) == 6000
+        assert max(len(frame.events) for frame in double.frames) <= 4096
 
     @pytest.mark.parametrize("max_frame", [500, 900, 2000])
     def test_big_steps_are_split(self, sidecar: Sidecars, client: Clients, max_frame: int) -> None:
@@ -203,15 +217,16 @@ class TestDropping:
         """A gap stands in a frame ahead of the next rows of its request, and in front of its end."""
         double, sender = sidecar(serve=False), client(queue_bytes=10 * ROW)
         sender.start("a")
-        hand_over(sender, ("a", 0, 7))
-        hand_over(sender, ("a", 7, 4))
+        hand_over(sender, ("a", 0, 1))
+        hand_over(sender, ("a", 1, 7))
+        hand_over(sender, ("a", 8, 4))
         double.serve()
         assert sender.flush(PATIENCE)
-        hand_over(sender, ("a", 11, 1))
-        sender.end("a", 12)
+        hand_over(sender, ("a", 12, 1))
+        sender.end("a", 13)
         assert sender.flush(PATIENCE)
         (gap,) = [frame for frame in double.frames if double.events("gap", [frame])]
-        (after,) = [frame for frame in double.frames if list(frame.spans.starts) == [11]]
+        (after,) = [frame for frame in double.frames if list(frame.spans.starts) == [12]]
         (end,) = [frame for frame in double.frames if double.events("end", [frame])]
         assert gap.sequence < after.sequence <= end.sequence
 
@@ -219,14 +234,15 @@ class TestDropping:
         """Rows that were dropped last are told in front of the end of their request."""
         double, sender = sidecar(serve=False), client(queue_bytes=3 * ROW)
         sender.start("a")
-        hand_over(sender, ("a", 0, 2))
-        hand_over(sender, ("a", 2, 3))
-        sender.end("a", 5)
+        hand_over(sender, ("a", 0, 1))
+        hand_over(sender, ("a", 1, 2))
+        hand_over(sender, ("a", 3, 3))
+        sender.end("a", 6)
         double.serve()
         assert sender.flush(PATIENCE)
         events = [event for frame in double.frames for event in frame.events]
         assert [event.WhichOneof("kind") for event in events] == ["start", "gap", "end"]
-        assert (events[1].gap.start, events[1].gap.count) == (2, 3)
+        assert (events[1].gap.start, events[1].gap.count) == (3, 3)
 
     def test_replayed_positions_in_a_gap(self, sidecar: Sidecars, client: Clients) -> None:
         """An engine that goes back while rows are dropped gets one gap around all of them, and no error."""
@@ -238,7 +254,7 @@ class TestDropping:
         double.serve()
         assert sender.flush(PATIENCE)
         ((_, gap),) = double.events("gap")
-        assert (gap.start, gap.count) == (3, 12)
+        assert (gap.start, gap.count) == (3, 5)
         assert sender.counters.errors == 0
 
     def test_requests_beyond_the_queue_are_dropped_whole(self, sidecar: Sidecars, client: Clients) -> None:
@@ -271,6 +287,48 @@ class TestDropping:
         assert not sender._known
         assert not sender._gaps
         assert sender.counters.dropped_requests > 900
+
+    def test_a_large_prefill_costs_nobody_anything(self, sidecar: Sidecars, client: Clients) -> None:
+        """A step larger than the whole queue is taken when nothing waits, and the steps behind it are whole."""
+        double, sender = sidecar(serve=False), client(queue_bytes=100 * ROW)
+        for name in ("prefill", "decode"):
+            sender.start(name)
+        hand_over(sender, ("prefill", 0, 300))
+        for step in range(50):
+            hand_over(sender, ("decode", step, 1))
+        double.serve()
+        assert sender.flush(PATIENCE)
+        assert {name: len(rows) for name, rows in double.rows().items()} == {"prefill": 300, "decode": 50}
+        assert sender.counters.dropped_tokens == 0
+
+    def test_a_request_the_sidecar_has_no_room_for(self, sidecar: Sidecars, client: Clients) -> None:
+        """Rows of a request that was refused for want of room are sent no more, and its end tells what is missing."""
+        fault = ingest_pb2.Fault(reason="turn_limit", field="events.start", request_id="a", message="full")
+        double = sidecar(answers=lambda request: {"faults": [fault] if request.events else []})
+        sender = client()
+        sender.start("a")
+        hand_over(sender, ("a", 0, 1))
+        assert sender.flush(PATIENCE)
+        hand_over(sender, ("a", 1, 1))
+        sender.end("a", 2)
+        assert sender.flush(PATIENCE)
+        assert sorted(double.rows()["a"]) == [0]
+        ((_, gap),) = double.events("gap")
+        assert (gap.start, gap.count) == (1, 1)
+
+    def test_ids_that_are_too_long_are_shortened(self, sidecar: Sidecars, client: Clients) -> None:
+        """A request cannot escape by a long id: the sidecar is told a shorter one, the same for all of the request."""
+        double, sender = sidecar(), client()
+        names = ["x" * 1000 + ending for ending in "ab"]
+        for name in names:
+            sender.start(name)
+            hand_over(sender, (name, 0, 1))
+            sender.end(name, 1)
+        assert sender.flush(PATIENCE)
+        told = [name for name, _ in double.events("start")]
+        assert len(set(told)) == 2
+        assert max(map(len, told)) <= 256
+        assert set(double.rows()) == {name for name, _ in double.events("end")} == set(told)
 
 
 class TestReconnecting:

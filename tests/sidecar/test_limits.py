@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 
@@ -143,7 +142,7 @@ class TestStart:
         ],
     )
     def test_bad_labels(self, labels: dict[str, str]) -> None:
-        """Names that no policy can match, long values and what plays tricks on a terminal are left out, and only they."""
+        """Names no policy can match, long values and what plays tricks on a terminal are left out, and only they."""
         start = ingest_pb2.Start(labels={**labels, "app": "desk"})
 
         (error,) = set_right("r", start)
