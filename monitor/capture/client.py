@@ -204,7 +204,7 @@ class SidecarClient:
             if not request_id:
                 raise ValueError("request_id must not be empty")
             if len(request_id) > _LONGEST_ID:
-                request_id = self._short[request_id] = _shortened(request_id)
+                self._short[request_id] = request_id = _shortened(request_id)
             begin = ingest_pb2.Start(
                 prompt_length=prompt_length, labels=labels or {}, session_id=session_id, external_id=external_id
             )

@@ -113,15 +113,21 @@ class Result:
         self.broken += [f"{count} request(s): {what}" for what, count in wrong.items() if count]
         self.promise("the client met no error of its own", report["counters"]["errors"] == 0)
 
-    def compare(self, page: Page, turns: list[dict[str, Any]]) -> None:
-        """Holds the counters of a sidecar against the turns it finished."""
-        gaps = gaps_of(turns)
+    def compare(self, page: Page, turns: list[dict[str, Any]], *, refused: int = 0) -> None:
+        """Holds the counters of a sidecar against the turns it finished.
+
+        Args:
+            page: Its page, when nothing is under way.
+            turns: All its turns.
+            refused: Tokens of requests that it has no turn of.
+        """
+        gaps = gaps_of(turns) + Counter(refused=refused)
         self.promise(
             "affect_tokens_scored_total is the sum over turns",
             page.value("affect_tokens_scored_total") == sum(turn.get("scoredTokens", 0) for turn in turns),
         )
         counted = page.values("affect_tokens_missing_total", "reason")
-        self.promise("affect_tokens_missing_total is the sum over turns", counted == gaps)
+        self.promise("affect_tokens_missing_total is the sum over turns and what was refused", counted == gaps)
         partial = sum("partial" in turn.get("marks", ()) for turn in turns)
         unjudged = page.values("affect_turns_unjudged_total", "reason")
         self.promise("affect_turns_unjudged_total has the partial turns", unjudged["partial"] == partial)
