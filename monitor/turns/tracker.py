@@ -138,9 +138,26 @@ class TurnTracker:
         if skipped <= 0:
             return 0
         self._tallies[slot, 3] += max(0, start - int(self._next[slot]))
+        self._jump(np.array([slot]), np.array([start + count]))
         self._next[slot] = start + count
-        self._tails[slot] = -1
         return skipped
+
+    def _jump(self, slots: Ints, to: Ints) -> None:
+        """Moves turns over positions that were not seen, and with them perhaps over a beginning of a segment.
+
+        Behind the prompt all is the assistant's. Inside of it nobody knows whose the next token is, nor whether what
+        was seen of a user is still the last that a user said.
+        """
+        self._tails[slots] = -1
+        inside = (self._prompt[slots] == 0) | (self._next[slots] < self._prompt[slots])
+        if self._labeller.initial_state is Role.USER or not inside.any():
+            return
+        slots, to = slots[inside], to[inside]
+        replies = (self._prompt[slots] > 0) & (to >= self._prompt[slots])
+        self._state[slots] = np.where(replies, Role.ASSISTANT, Role.TEMPLATE)
+        self._header[slots] = np.nan
+        for part in (_USER, _ASSISTANT):
+            self._renew(slots, part)
 
     def fold(self, slots: Ints, starts: Ints, counts: Ints, token_ids: Ints, scores: Floats) -> Folded:
         """Folds the rows of a frame into their turns.
@@ -156,8 +173,9 @@ class TurnTracker:
         repeated = np.minimum(np.maximum(self._next[slots] - starts, 0), counts)
         self._tallies[slots, 2] += repeated
         self._tallies[slots, 3] += np.maximum(starts - self._next[slots], 0)
-        jumped = slots[starts > self._next[slots]]
-        self._tails[jumped] = -1
+        jumped = starts > self._next[slots]
+        if jumped.any():
+            self._jump(slots[jumped], starts[jumped])
         self._next[slots] = np.maximum(self._next[slots], starts + counts)
         if repeated.any():
             offset = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -28,6 +28,7 @@ class NaiveTurn:
     """One turn, token by token, as the documentation of ``TurnStats`` has it."""
 
     prompt_length: int | None = None
+    told_prompt: int = 0
     next: int = 0
     history: list[int] = field(default_factory=list)
     state: Role = Role.TEMPLATE
@@ -44,8 +45,17 @@ class NaiveTurn:
         expected = [position for position in range(start, start + count) if position >= self.next]
         if expected:
             self.missing += max(0, start - self.next)
-            self.next, self.history = start + count, []
+            self._jump(start + count)
+            self.next = start + count
         return len(expected)
+
+    def _jump(self, to: int) -> None:
+        """Positions that were not seen: within the prompt, a segment may have begun there."""
+        self.history = []
+        prompt = self.told_prompt
+        if self.prompt_length is None and (not prompt or self.next < prompt):
+            self.state = Role.ASSISTANT if prompt and to >= prompt else Role.TEMPLATE
+            self.user, self.assistant, self.header = [], [], np.full(COLUMNS, np.nan)
 
     def row(self, position: int, token: int, score: np.ndarray) -> None:
         """One token."""
@@ -54,7 +64,7 @@ class NaiveTurn:
             return
         if position > self.next:
             self.missing += position - self.next
-            self.history = []
+            self._jump(position)
         self.next = position + 1
         self.seen += 1
         finite = bool(np.isfinite(score).all())
@@ -128,15 +138,16 @@ def play(
     drawn: list[tuple[list[int], list[tuple[str, int, int]]]],
     seed: int,
     prompt_length: int | None,
+    told_prompt: int = 0,
 ) -> None:
     """Feeds turns to tracker and oracle, step n of every turn in frame n, and compares what comes out."""
     slots, oracles, data = [], [], []
     for number, (tokens, _) in enumerate(drawn):
-        slot = tracker.open(prompt_length or 0)
+        slot = tracker.open(prompt_length or told_prompt)
         assert slot is not None
         state = Role.TEMPLATE if prompt_length is None else Role.USER
         slots.append(slot)
-        oracles.append(NaiveTurn(prompt_length, state=state))
+        oracles.append(NaiveTurn(prompt_length, told_prompt, state=state))
         data.append(scores_of(seed + number, len(tokens)))
     longest = max(len(its) for _, its in drawn)
     for frame in range(longest + 1):
@@ -189,11 +200,13 @@ class TestAgainstTheOracle:
     """Random frames."""
 
     @settings(max_examples=300, deadline=None)
-    @given(turns, turns, st.integers(0, 1000))
-    def test_statistics_are_those_of_walking_token_by_token(self, first: list, second: list, seed: int) -> None:
+    @given(turns, turns, st.integers(0, 1000), st.integers(0, 20))
+    def test_statistics_are_those_of_walking_token_by_token(
+        self, first: list, second: list, seed: int, prompt: int
+    ) -> None:
         """Whatever frames, replays, jumps and gaps, and in recycled slots, a turn's numbers are those of its tokens."""
         tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 4)
-        play(tracker, first, seed, None)
+        play(tracker, first, seed, None, prompt)
         play(tracker, second, seed + 10, None)
         assert tracker.open_turns == 0
 
