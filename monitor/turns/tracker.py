@@ -22,6 +22,8 @@ Floats = NDArray[np.float32]
 WINDOW = 8
 """Tokens in a row that must agree, a power of two: single-token spikes make false alarms (arXiv 2604.14865)."""
 _USER, _ASSISTANT = 0, 1
+_SUMMED = 1024
+"""Rows summed in single precision, before the sum goes into one of double."""
 _PARTS = np.array([{Role.USER: _USER, Role.ASSISTANT: _ASSISTANT}.get(role, -1) for role in Role])
 """The part of a turn's statistics that a token of each role counts for; -1: none."""
 
@@ -54,6 +56,22 @@ class TurnStats(NamedTuple):
     replayed_tokens: int
     missing_tokens: int
     trace: TokenTrace | None = None
+
+
+def _segment_sums(scores: Floats, rows: Ints, segments: Ints, count: int) -> Floats:
+    """Sums of rows by segment, in a single pass over the scores: [count, columns].
+
+    Args:
+        scores: [all rows, columns].
+        rows: Those to be summed, ascending.
+        segments: Segment of each of them.
+        count: Segments there are.
+    """
+    # A matrix of one column for each row, with a one where the row counts.
+    ends = np.searchsorted(rows, np.arange(len(scores) + 1))
+    chosen = csc_array((np.ones(len(rows), np.float32), segments, ends), shape=(count, len(scores)))
+    sums: Floats = chosen @ scores
+    return sums
 
 
 @dataclass(frozen=True)
@@ -238,18 +256,17 @@ class TurnTracker:
 
     def _add(self, slots: Ints, span: Ints, part: Ints, affect: Floats, scores: Floats) -> None:
         """Adds the rows of a part, ordered by span, to the sums of its segment."""
-        held = part >= 0
-        segments = 2 * span[held] + part[held]
+        rows = np.flatnonzero(part >= 0)
+        segments = 2 * span[rows] + part[rows]
         counts = np.bincount(segments, minlength=2 * len(slots))
         speaking = counts[_ASSISTANT::2] > 0
         if speaking.any():
             self._add_windows(slots[speaking], counts[_ASSISTANT::2][speaking], affect[part == _ASSISTANT])
         touched = np.flatnonzero(counts)
-        # One column a row, one entry in it where the row counts: sums of all segments in a single pass over the scores.
-        ends = np.concatenate(([0], np.cumsum(held)))
-        chosen = csc_array((np.ones(len(segments)), segments, ends), shape=(len(counts), len(held)))
         here = 2 * slots[touched // 2] + touched % 2
-        self._sums[here] += (chosen @ scores)[touched]
+        for start in range(0, len(rows), _SUMMED):
+            piece = slice(start, start + _SUMMED)
+            self._sums[here] += _segment_sums(scores, rows[piece], segments[piece], len(counts))[touched]
         self._counts[here] += counts[touched]
 
     def _add_windows(self, slots: Ints, counts: Ints, affect: Floats) -> None:
