@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from monitor.assess.overindex import TurnAssessment
 from monitor.outputs.audit import AuditStore
@@ -23,6 +23,9 @@ _VISIBILITY = {
     "text_visible": ingest_pb2.VISIBILITY_TEXT_VISIBLE,
     "text_silent": ingest_pb2.VISIBILITY_TEXT_SILENT,
 }
+_NO_NUMBERS: dict[str, Any] = dict.fromkeys(
+    ("user_affect", "assistant_affect", "warranted", "over_index", "p_value", "twin_over_index"), math.nan
+)
 _SHOWN = {value: text for text, value in _VISIBILITY.items()}
 SAMPLED_OUT, UNTOLD, REFUSED = "sampled_out", "untold", "refused"
 """Reasons for which tokens are missing: outside the sample; nobody said why; their request has no turn."""
@@ -61,9 +64,9 @@ class TurnJudge:
         """Closes a turn, judges it where that may be done, and tells everybody."""
         turn = ending.turn
         stats = turn.generation.tracker.close(turn.slot)
-        message = self._account(ending, stats)
-        message.marks.extend(_marks(ending, stats, message.coverage))
-        self._judge(turn, stats, message)
+        account = self._account(ending, stats)
+        marks = _marks(ending, stats, account["coverage"])
+        message = self._judge(turn, stats, {**account, "marks": marks})
         self._keep(turn, stats, message)
         self._count(turn.policy, message)
         return message
@@ -77,8 +80,8 @@ class TurnJudge:
         for (policy, target), count in self._alerts.fired.items():
             self._metrics.set("affect_alerts_fired_total", count, policy, target)
 
-    def _account(self, ending: Ending, stats: TurnStats) -> ingest_pb2.Assessment:
-        """Where every token went: scored, not finite, or missing for a reason."""
+    def _account(self, ending: Ending, stats: TurnStats) -> dict[str, Any]:
+        """What is told of every turn, above all where its tokens went: scored, not finite, or missing for a reason."""
         turn = ending.turn
         told = sum(turn.gaps.values())
         total = max(ending.total_tokens, stats.seen_tokens + stats.missing_tokens + told)
@@ -86,34 +89,33 @@ class TurnJudge:
         if untold:
             turn.gaps[UNTOLD] = untold
             self._metrics.add("affect_tokens_missing_total", untold, UNTOLD)
-        return ingest_pb2.Assessment(
-            request_id=ending.request_id,
-            turn_id=turn.turn_id,
-            policy=turn.policy.name,
-            coverage=stats.scored_tokens / total if total else 0.0,
-            labels=turn.start.labels,
-            ended_unix_ns=time.time_ns(),
-            assistant_tokens=stats.assistant_tokens,
-            user_tokens=stats.user_tokens,
-            external_id=turn.start.external_id,
-            total_tokens=total,
-            scored_tokens=stats.scored_tokens,
-            gaps=turn.gaps,
-        )
+        return {
+            "request_id": ending.request_id,
+            "turn_id": turn.turn_id,
+            "policy": turn.policy.name,
+            "coverage": stats.scored_tokens / total if total else 0.0,
+            "labels": turn.start.labels,
+            "ended_unix_ns": time.time_ns(),
+            "assistant_tokens": stats.assistant_tokens,
+            "user_tokens": stats.user_tokens,
+            "external_id": turn.start.external_id,
+            "total_tokens": total,
+            "scored_tokens": stats.scored_tokens,
+            "gaps": turn.gaps,
+        }
 
-    def _judge(self, turn: OpenTurn, stats: TurnStats, message: ingest_pb2.Assessment) -> None:
-        """Fills in the numbers of a turn and, unless something keeps it from that, puts it before the policy."""
-        if "nonfinite" in message.marks or not stats.assistant_tokens:
-            for name in ("user_affect", "assistant_affect", "warranted", "over_index", "p_value", "twin_over_index"):
-                setattr(message, name, math.nan)
-            return
+    def _judge(self, turn: OpenTurn, stats: TurnStats, told: dict[str, Any]) -> ingest_pb2.Assessment:
+        """Adds the numbers of a turn and, unless something keeps it from that, puts it before the policy."""
+        if "nonfinite" in told["marks"] or not stats.assistant_tokens:
+            return ingest_pb2.Assessment(**told, **_NO_NUMBERS)
         assessment = turn.generation.assessor.assess(stats, turn.policy.stance)
         over = assessment.affect.p_value <= turn.policy.turn.false_alarm_rate
         visibility = visibility_of(assessment) if over else ""
-        fill(message, assessment, visibility)
+        message = ingest_pb2.Assessment(**told, **_numbers(assessment, visibility))
         if _judged(message):
             self._metrics.average("affect_emotion_probability", turn.policy.name, assessment.emotions)
             message.alerts.extend(self._alerts.observe(turn.policy, turn.turn_id, assessment, visibility))
+        return message
 
     def _keep(self, turn: OpenTurn, stats: TurnStats, message: ingest_pb2.Assessment) -> None:
         """Writes a turn down where that is wanted."""
@@ -175,18 +177,20 @@ def visibility_of(assessment: TurnAssessment) -> str:
     return "text_visible" if assessment.twin.p_value <= _VISIBLE_P else "text_silent"
 
 
-def fill(message: ingest_pb2.Assessment, assessment: TurnAssessment, visibility: str) -> None:
-    """Puts the numbers of an assessment into its message."""
-    message.user_affect = assessment.user_affect
-    message.assistant_affect = assessment.affect.value
-    message.warranted = assessment.affect.warranted
-    message.over_index = assessment.affect.over_index
-    message.p_value = assessment.affect.p_value
-    message.twin_over_index = assessment.twin.over_index
-    message.visibility = _VISIBILITY[visibility]
-    message.prepared = assessment.prepared
-    message.peak = assessment.peak
-    message.families.update({name: excess.value for name, excess in assessment.families.items()})
-    message.user_families.update(assessment.user_families)
-    message.emotions.update(assessment.emotions)
-    message.user_emotions.update(assessment.user_emotions)
+def _numbers(assessment: TurnAssessment, visibility: str) -> dict[str, Any]:
+    """The numbers of an assessment as fields of a message."""
+    return {
+        "user_affect": assessment.user_affect,
+        "assistant_affect": assessment.affect.value,
+        "warranted": assessment.affect.warranted,
+        "over_index": assessment.affect.over_index,
+        "p_value": assessment.affect.p_value,
+        "twin_over_index": assessment.twin.over_index,
+        "visibility": _VISIBILITY[visibility],
+        "prepared": assessment.prepared,
+        "peak": assessment.peak,
+        "families": {name: excess.value for name, excess in assessment.families.items()},
+        "user_families": assessment.user_families,
+        "emotions": assessment.emotions,
+        "user_emotions": assessment.user_emotions,
+    }

@@ -6,7 +6,7 @@ import torch
 
 _BLOCK_BYTES = 1 << 20
 """Rows in single precision that are made at a time: they must still lie in the cache when they are multiplied. Every
-product reads the weights anew, so that a block has half as many rows again as these have columns."""
+product reads the weights anew, so that a block has three times as many rows as these have columns."""
 
 
 class Projection:
@@ -24,7 +24,7 @@ class Projection:
         self.weights = weights
         self.bias = bias
         width, columns = weights.shape
-        self._block = torch.empty((max(3 * columns // 2, _BLOCK_BYTES // (weights.element_size() * width)), width))
+        self._block = torch.empty((max(3 * columns, _BLOCK_BYTES // (weights.element_size() * width)), width))
 
     def apply(self, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Multiplies rows.
