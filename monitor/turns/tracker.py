@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.sparse import csc_array
 
 from monitor.probes.markers import Role
 from monitor.turns.roles import Ints, RoleLabeller
@@ -58,20 +58,16 @@ class TurnStats(NamedTuple):
     trace: TokenTrace | None = None
 
 
-def _segment_sums(scores: Floats, rows: Ints, segments: Ints, count: int) -> Floats:
-    """Sums of rows by segment, in a single pass over the scores: [count, columns].
+def _segment_sums(scores: Floats, segments: Ints, count: int) -> Floats:
+    """Sums of rows by segment, [count, columns].
 
     Args:
-        scores: [all rows, columns].
-        rows: Those to be summed, ascending.
-        segments: Segment of each of them.
+        scores: [rows, columns].
+        segments: Segment of each row.
         count: Segments there are.
     """
-    # A matrix of one column for each row, with a one where the row counts.
-    ends = np.searchsorted(rows, np.arange(len(scores) + 1))
-    chosen = csc_array((np.ones(len(rows), np.float32), segments, ends), shape=(count, len(scores)))
-    sums: Floats = chosen @ scores
-    return sums
+    sums = torch.zeros(count, scores.shape[1]).index_add_(0, torch.from_numpy(segments), torch.from_numpy(scores))
+    return sums.numpy()
 
 
 @dataclass(frozen=True)
@@ -256,17 +252,19 @@ class TurnTracker:
 
     def _add(self, slots: Ints, span: Ints, part: Ints, affect: Floats, scores: Floats) -> None:
         """Adds the rows of a part, ordered by span, to the sums of its segment."""
-        rows = np.flatnonzero(part >= 0)
-        segments = 2 * span[rows] + part[rows]
+        held = part >= 0
+        if not held.all():
+            span, part, affect, scores = span[held], part[held], affect[held], scores[held]
+        segments = 2 * span + part
         counts = np.bincount(segments, minlength=2 * len(slots))
         speaking = counts[_ASSISTANT::2] > 0
         if speaking.any():
             self._add_windows(slots[speaking], counts[_ASSISTANT::2][speaking], affect[part == _ASSISTANT])
         touched = np.flatnonzero(counts)
         here = 2 * slots[touched // 2] + touched % 2
-        for start in range(0, len(rows), _SUMMED):
+        for start in range(0, len(segments), _SUMMED):
             piece = slice(start, start + _SUMMED)
-            self._sums[here] += _segment_sums(scores, rows[piece], segments[piece], len(counts))[touched]
+            self._sums[here] += _segment_sums(scores[piece], segments[piece], len(counts))[touched]
         self._counts[here] += counts[touched]
 
     def _add_windows(self, slots: Ints, counts: Ints, affect: Floats) -> None:
