@@ -22,8 +22,6 @@ Floats = NDArray[np.float32]
 WINDOW = 8
 """Tokens in a row that must agree, a power of two: single-token spikes make false alarms (arXiv 2604.14865)."""
 _USER, _ASSISTANT = 0, 1
-_SUMMED = 1024
-"""Rows summed in single precision, before the sum goes into one of double."""
 _PARTS = np.array([{Role.USER: _USER, Role.ASSISTANT: _ASSISTANT}.get(role, -1) for role in Role])
 """The part of a turn's statistics that a token of each role counts for; -1: none."""
 
@@ -56,18 +54,6 @@ class TurnStats(NamedTuple):
     replayed_tokens: int
     missing_tokens: int
     trace: TokenTrace | None = None
-
-
-def _segment_sums(scores: Floats, segments: Ints, count: int) -> Floats:
-    """Sums of rows by segment, [count, columns].
-
-    Args:
-        scores: [rows, columns].
-        segments: Segment of each row.
-        count: Segments there are.
-    """
-    sums = torch.zeros(count, scores.shape[1]).index_add_(0, torch.from_numpy(segments), torch.from_numpy(scores))
-    return sums.numpy()
 
 
 @dataclass(frozen=True)
@@ -106,7 +92,7 @@ class TurnTracker:
         self._tallies = np.zeros((capacity, 4), np.int64)
         # Of segment 2 slot + part: user 0, assistant 1.
         self._counts = np.zeros(2 * capacity, np.int64)
-        self._sums = np.zeros((2 * capacity, columns))
+        self._sums = torch.zeros(2 * capacity, columns, dtype=torch.float64)
         self._header = np.zeros(capacity, np.float32)
         self._peak = np.zeros(capacity, np.float32)
         self._last = np.zeros((capacity, WINDOW - 1), np.float32)
@@ -128,7 +114,7 @@ class TurnTracker:
         self._prompt[slot] = prompt_length
         self._tallies[slot] = 0
         self._counts[2 * slot : 2 * slot + 2] = 0
-        self._sums[2 * slot : 2 * slot + 2] = 0
+        self._sums[2 * slot : 2 * slot + 2] = 0.0
         self._header[slot] = np.nan
         self._peak[slot] = np.nan
         return slot
@@ -136,7 +122,7 @@ class TurnTracker:
     def close(self, slot: int) -> TurnStats:
         """Gives a slot back and returns what it held."""
         parts = slice(2 * slot, 2 * slot + 2)
-        means = (self._sums[parts] / np.maximum(self._counts[parts], 1)[:, None]).astype(np.float32)
+        means = (self._sums[parts].numpy() / np.maximum(self._counts[parts], 1)[:, None]).astype(np.float32)
         self._free.append(slot)
         user_tokens, assistant_tokens = self._counts[parts].tolist()
         seen, scored, replayed, missing = self._tallies[slot].tolist()
@@ -245,7 +231,7 @@ class TurnTracker:
 
     def _renew(self, slots: Ints, part: int) -> None:
         """Starts a new segment of a role: only the last one of a turn counts."""
-        self._sums[2 * slots + part] = 0
+        self._sums[torch.from_numpy(2 * slots + part)] = 0.0
         self._counts[2 * slots + part] = 0
         if part == _ASSISTANT:
             self._peak[slots] = np.nan
@@ -255,17 +241,14 @@ class TurnTracker:
         held = part >= 0
         if not held.all():
             span, part, affect, scores = span[held], part[held], affect[held], scores[held]
-        segments = 2 * span + part
-        counts = np.bincount(segments, minlength=2 * len(slots))
-        speaking = counts[_ASSISTANT::2] > 0
+        counts = np.bincount(2 * span + part, minlength=2 * len(slots))
+        replies = counts[_ASSISTANT::2]
+        speaking = replies > 0
         if speaking.any():
-            self._add_windows(slots[speaking], counts[_ASSISTANT::2][speaking], affect[part == _ASSISTANT])
-        touched = np.flatnonzero(counts)
-        here = 2 * slots[touched // 2] + touched % 2
-        for start in range(0, len(segments), _SUMMED):
-            piece = slice(start, start + _SUMMED)
-            self._sums[here] += _segment_sums(scores[piece], segments[piece], len(counts))[touched]
-        self._counts[here] += counts[touched]
+            self._add_windows(slots[speaking], replies[speaking], affect[part == _ASSISTANT])
+        self._sums.index_add_(0, torch.from_numpy(2 * slots[span] + part), torch.from_numpy(scores).double())
+        self._counts[2 * slots + _USER] += counts[_USER::2]
+        self._counts[2 * slots + _ASSISTANT] += replies
 
     def _add_windows(self, slots: Ints, counts: Ints, affect: Floats) -> None:
         """Brings the peak over windows of the assistant's tokens up to date; affect is in the order of the slots."""
