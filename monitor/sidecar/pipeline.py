@@ -373,12 +373,13 @@ class Pipeline:
         spans = frame.message.spans
         rows, counts = self._read(stream, frame), np.array(spans.counts, np.int64)
         starts, token_ids = np.array(spans.starts, np.int64), np.array(spans.token_ids, np.int64)
-        _check_spans(spans, starts, counts, token_ids, len(rows))
+        request_ids = list(spans.request_ids)  # each look makes the strings anew
+        _check_spans(spans, request_ids, starts, counts, token_ids, len(rows))
         generations = stream.session.slots if stream.projected is None else [stream.projected]
         unknown = np.ones(len(counts), bool)
         for generation in generations:
             known = stream.session.slots.get(generation, {})
-            slots = np.fromiter(map(known.get, spans.request_ids, repeat(-1)), np.int64, len(counts))
+            slots = np.fromiter(map(known.get, request_ids, repeat(-1)), np.int64, len(counts))
             held = slots >= 0
             unknown &= ~held
             if held.all():
@@ -391,7 +392,7 @@ class Pipeline:
             self.metrics.add("affect_tokens_missing_total", int(counts[unknown].sum()), REFUSED)
             error = TurnError("spans.request_ids", "no such request; send its start first", reason="unknown_request")
             for index in np.flatnonzero(unknown):
-                self._fault(done, frame.message.sequence, spans.request_ids[index], error)
+                self._fault(done, frame.message.sequence, request_ids[index], error)
 
     def _read(self, stream: EngineStream, frame: Frame) -> torch.Tensor:
         """The rows of a frame, wherever they lie."""
@@ -509,11 +510,13 @@ def _check_shape(hello: ingest_pb2.Hello, bank: Bank) -> None:
         raise ModelMismatchError("hello.projection", f"is not {bank.probes}; ask Describe for the probes")
 
 
-def _check_spans(spans: ingest_pb2.Spans, starts: Ints, counts: Ints, token_ids: Ints, rows: int) -> None:
+def _check_spans(
+    spans: ingest_pb2.Spans, request_ids: list[str], starts: Ints, counts: Ints, token_ids: Ints, rows: int
+) -> None:
     """Refuses spans that do not fit each other or their rows."""
-    if not len(spans.request_ids) == len(spans.starts) == len(spans.counts):
+    if not len(request_ids) == len(spans.starts) == len(spans.counts):
         raise FrameError("spans", "request_ids, starts and counts must be equally long", reason="spans")
-    if len(set(spans.request_ids)) < len(spans.request_ids):
+    if len(set(request_ids)) < len(request_ids):
         raise FrameError("spans.request_ids", "a request has at most one span a frame; merge them", reason="spans")
     if not counts.sum() == len(token_ids) == rows or not (counts > 0).all():
         raise FrameError(
