@@ -40,7 +40,7 @@ policies:
 MAIN = "from monitor.cli import main; main()"
 COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
-    "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify", "audit export",
+    "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify", "audit export", "bench",
 )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ class TestErrors:
         self, package: str, arguments: tuple[str, ...], extra: str, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A command whose extra is not installed says how to install it."""
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else object())
+        monkeypatch.setattr("monitor.terminal.find_spec", lambda name: None if name == package else object())
         shown = run(*arguments)
         assert (shown.code, shown.error) == (
             2, f"error {package}: is not installed; pip install 'affect-monitor[{extra}]'",
@@ -288,7 +288,7 @@ class TestReference:
         rng, file = np.random.default_rng(0), tmp_path / "baseline.jsonl"
         writer = BaselineWriter(file, small_bank, 100, Metrics())
         for user, assistant in rng.normal(size=(60, 2)):
-            writer.add(make_stats(small_bank, user, assistant), Stance.SUPPORTIVE)
+            writer.add(make_stats(small_bank, user, assistant), Stance.SUPPORTIVE, small_bank)
         return file
 
     def test_of_a_baseline_file(self, run: Run, bank_folder: Path, baseline: Path, tmp_path: Path) -> None:

@@ -88,11 +88,11 @@ class TestPayload:
 
     def test_are_alerts_like_others(self) -> None:
         """A fault is posted with name, severity, summary and description; when it is over, with its end."""
-        lasting = payload(MonitorFault(AUDIT_NOT_WRITTEN, "the disk is full", 1.75e9))
+        lasting = payload(MonitorFault(AUDIT_NOT_WRITTEN, "the disk is full", 1.75e9), 2e9)
         assert lasting["labels"] == {"alertname": "AffectAuditNotWritten", "severity": "warning"}
         assert lasting["annotations"]["description"] == "the disk is full"
         assert lasting["annotations"]["summary"].startswith("The audit store cannot be written")
         assert "endsAt" not in lasting
-        over = payload(MonitorFault(AUDIT_NOT_WRITTEN, "the disk is full", 1.75e9, 1.75e9 + 60))
+        over = payload(MonitorFault(AUDIT_NOT_WRITTEN, "the disk is full", 1.75e9, 1.75e9 + 60), 2e9)
         assert over["labels"] == lasting["labels"]
         assert over["endsAt"] > over["startsAt"] == lasting["startsAt"]
