@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENAS = -1, -3, -8  # malloc.h
 _BLOCK = 64 << 20
 """The largest frame; up to this freed blocks are kept for the next one."""
 
@@ -18,3 +18,4 @@ def keep_freed_blocks() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _BLOCK)
         mallopt(_TRIM_THRESHOLD, 2 * _BLOCK)
+        mallopt(_ARENAS, 2)  # each thread's own would keep blocks that no other can have
