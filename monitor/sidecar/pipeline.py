@@ -365,7 +365,6 @@ class Pipeline:
 
     def _release(self, session: EngineSession, request_id: str) -> None:
         turn = session.remove(request_id)
-        del session.finished[request_id]
         turn.generation.tracker.close(turn.slot)
         self._open -= 1
 
@@ -453,7 +452,7 @@ class Pipeline:
     def _finish(
         self, session: EngineSession, request_id: str, total_tokens: int, done: Processed, abandoned: bool
     ) -> None:
-        turn = session.remove(request_id)
+        turn = session.finish(request_id)
         self._open -= 1
         self._ended += 1
         finished = self._judge.finish(Ending(request_id, turn, total_tokens, session.is_the_banks, abandoned))

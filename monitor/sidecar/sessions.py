@@ -57,14 +57,18 @@ class EngineSession:
     def remove(self, request_id: str) -> OpenTurn:
         """Lets go of a turn."""
         turn = self.turns.pop(request_id)
-        self.finished[request_id] = None
-        if len(self.finished) > _FINISHED:
-            self.finished.popitem(last=False)
         slots = self.slots[turn.generation]
         del slots[request_id]
         if not slots:
             del self.slots[turn.generation]
         return turn
+
+    def finish(self, request_id: str) -> OpenTurn:
+        """Lets go of a turn that ended."""
+        self.finished[request_id] = None
+        if len(self.finished) > _FINISHED:
+            self.finished.popitem(last=False)
+        return self.remove(request_id)
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import torch
 
 _BLOCK_BYTES = 1 << 20
 """Rows in single precision that are made at a time: they must still lie in the cache when they are multiplied. Every
-product reads the weights anew, so that a block has three times as many rows as these have columns."""
+product reads the weights anew, so that a block has at least three times as many rows as these have columns."""
 
 
 class Projection:
