@@ -24,10 +24,11 @@ import torch
 
 from monitor.capture.credentials import ClientTls, open_channel
 from monitor.capture.memory import SharedRing
-from monitor.capture.sampling import admitted_share, kept_share, position_of
+from monitor.capture.shedding import admitted_share, kept_share
 from monitor.capture.step import MAX_UINT32, Step
 from monitor.wire.codec import decode_tensor, describe_rows, encode_frame
 from monitor.wire.projection import Projection
+from monitor.wire.sampling import position_of
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ well again a row says how much was lost and since when. No text is stored; token
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import threading
@@ -27,6 +26,7 @@ from monitor.outputs.audit_ledger import Ledger, Retention
 from monitor.outputs.audit_rows import Entry, canonical, trace_json, turn_json
 from monitor.outputs.metrics import Metrics
 from monitor.turns.trace import TokenTrace
+from monitor.wire.sampling import position_of
 from monitor.wire.v1 import ingest_pb2
 
 _LOG = structlog.get_logger("audit")
@@ -86,7 +86,7 @@ class AuditStore:
         key_file: Path | None = None,
     ) -> None:
         self._path, self._metrics, self._on_fault, self._text = path, metrics, on_fault, text
-        self._sampled_below = int(sample_rate * 2**64)
+        self._sample_rate = sample_rate
         self._keep = Retention(retain_days, retain_bytes)
         self._chain = Chain(read_key(key_file, _KEY_FIELD))
         self._mutex, self._stopping = threading.Lock(), threading.Event()
@@ -133,7 +133,7 @@ class AuditStore:
     # -- any thread ---------------------------------------------------------------------------------------------------
 
     def _sampled(self, turn_id: str) -> bool:
-        return int.from_bytes(hashlib.sha256(turn_id.encode()).digest()[:8], "big") < self._sampled_below
+        return position_of(turn_id) < self._sample_rate
 
     def _put(self, item: _Turn | Entry, places: int) -> None:
         with self._mutex:

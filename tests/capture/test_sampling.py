@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from monitor.capture.sampling import admitted_share, kept_share, position_of
+from monitor.capture.shedding import admitted_share, kept_share
+from monitor.wire.sampling import position_of
 
 SHARES = st.floats(0, 1)
 ROUNDED = Fraction(1, 2**53)

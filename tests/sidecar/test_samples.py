@@ -10,7 +10,7 @@ import torch
 from engine import Turn, make_turn
 from sender import Sender, account
 
-from monitor.capture.sampling import position_of
+from monitor.wire.sampling import position_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
