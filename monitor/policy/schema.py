@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from monitor.assess.overindex import finest_rate
 from monitor.errors import PolicyError
@@ -20,6 +22,8 @@ LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,62}$"
 """What the label of a request may be called."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class _Part(BaseModel):
@@ -36,6 +40,83 @@ class TurnRule(_Part):
         default=1, ge=1, description="Turns over in a row of judged ones before the alert fires."
     )
     resolve_turns: int = Field(default=5, ge=1, description="Turns within bounds in a row before it resolves.")
+    stale_minutes: float = Field(
+        default=60, gt=0, description="Minutes without a judged turn after which a firing alert is taken back."
+    )
+
+
+class RateRule(_Part):
+    """How many turns of a route may be over, as an error budget with burn rates over several windows.
+
+    The method is that of the Site Reliability Workbook (Beyer et al. 2018), chapter 5.
+    """
+
+    budget: Rate = Field(description="Share of judged turns that may be over on affect.")
+    period_days: float = Field(default=30, gt=0, description="Time the budget is for; the windows scale with it.")
+    min_turns: int = Field(default=50, ge=1, description="Judged turns in the long window below which nothing is said.")
+
+
+class DriftRule(_Part):
+    """When a lasting change of the assistant's affect, given what its users show, is told."""
+
+    alpha: Rate = Field(default=0.01, description="Chance that it is ever told of a route that has not changed.")
+
+
+class MirrorRule(_Part):
+    """When a lasting change of the slope of the assistant's affect on its users' is told."""
+
+    alpha: Rate = Field(default=0.01, description="Chance that it is ever told of a route that has not changed.")
+    window_turns: int = Field(default=200, ge=20, description="Turns of the slope that is shown, with its interval.")
+
+
+class CoverageRule(_Part):
+    """How many turns of a route may go unseen."""
+
+    budget: Rate = Field(
+        default=0.05, description="Share of turns that may go unjudged because they were not seen well."
+    )
+
+
+class MutingWindow(_Part):
+    """A time of every week in which nobody is told; alerts that last are told when it is over."""
+
+    days: tuple[Day, ...] = Field(default=DAYS, min_length=1, description="Days on which it begins.")
+    start: time = Field(description="Time of day it begins, as in 22:00.")
+    end: time = Field(description="Time of day it ends; not after the start: on the next day.")
+    timezone: str = Field(default="UTC", description="Name of the time zone, as in Europe/Berlin.")
+    reason: str = ""
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _written_as_text(cls, value: object) -> object:
+        # YAML 1.1 reads 22:00 as the number 1320, and 06:00 as text.
+        if isinstance(value, int | float):
+            raise ValueError('must stand in quotes, as in "22:00": YAML reads it as a number otherwise')
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (OSError, ValueError):
+            raise ValueError(f"{name!r} is no time zone; name one as in Europe/Berlin, or UTC") from None
+        return name
+
+    def holds(self, at: float) -> bool:
+        """Whether a moment, in seconds since the epoch, lies within."""
+        local = datetime.fromtimestamp(at, ZoneInfo(self.timezone))
+        now, today = local.time(), local.weekday()
+        if self.start < self.end:
+            return self.start <= now < self.end and DAYS[today] in self.days
+        return (now >= self.start and DAYS[today] in self.days) or (now < self.end and DAYS[today - 1] in self.days)
+
+
+class Links(_Part):
+    """Where people are sent."""
+
+    runbooks: str = Field(default="", description="Address of the folder of runbooks; the alert's name and .md follow.")
+    dashboards: str = Field(default="", description="Address of Grafana; /d/ and the dashboard's uid follow.")
 
 
 class Policy(_Part):
@@ -48,11 +129,25 @@ class Policy(_Part):
     stance: Stance
     turn: TurnRule
     families: dict[str, Rate] = Field(
-        default_factory=dict, description="Families with a rule of their own, each with its false-alarm rate."
+        default_factory=dict,
+        description="Families that are watched by themselves, each with its false-alarm rate; others may go their way.",
     )
+    rate: RateRule | None = Field(default=None, description="Error budget of turns over; none: no budget alerts.")
+    drift: DriftRule = DriftRule()
+    mirror: MirrorRule = MirrorRule()
+    coverage: CoverageRule = CoverageRule()
+    mute: tuple[MutingWindow, ...] = ()
     severity: Literal["info", "warning", "critical"] = "warning"
-    owner: str = ""
-    runbook_url: str = ""
+    owner: str = Field(default="", description="Who is told; a label of every alert.")
+
+    @model_validator(mode="after")
+    def _budget_is_above_false_alarms(self) -> Policy:
+        if self.rate is not None and self.rate.budget <= self.turn.false_alarm_rate:
+            raise ValueError(
+                f"rate.budget {self.rate.budget} would be spent by false alarms alone, which come at "
+                f"turn.false_alarm_rate {self.turn.false_alarm_rate}; allow more than that"
+            )
+        return self
 
     def matches(self, labels: dict[str, str]) -> bool:
         """Whether a turn with these labels falls under the policy."""
@@ -63,6 +158,7 @@ class PolicyFile(_Part):
     """A policy file. Turns fall under the first policy that matches them; the last one must match every turn."""
 
     version: Literal[1]
+    links: Links = Links()
     policies: tuple[Policy, ...] = Field(min_length=1)
 
     @field_validator("policies")
@@ -77,6 +173,10 @@ class PolicyFile(_Part):
             if not policy.match:
                 raise ValueError(f"{policy.name} matches every turn, so that no later policy is reached; move it last")
         return policies
+
+    def runbook(self, alert: str) -> str:
+        """Address of an alert's runbook; empty where the file names no folder of them."""
+        return f"{self.links.runbooks.rstrip('/')}/{alert}.md" if self.links.runbooks else ""
 
     def route(self, labels: dict[str, str]) -> Policy:
         """The policy a turn with these labels falls under."""
