@@ -6,19 +6,11 @@ import threading
 import time
 from concurrent import futures
 from contextlib import ExitStack
-from http import HTTPStatus
 
 import grpc
 import structlog
 import torch
-from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
 
 from monitor import __version__
 from monitor.errors import BankError, PolicyError
@@ -36,6 +28,7 @@ from monitor.settings import SidecarSettings
 from monitor.sidecar.admin import Doorbook, admin
 from monitor.sidecar.bearer import BearerToken
 from monitor.sidecar.guard import PageGuard
+from monitor.sidecar.http_app import HttpApp
 from monitor.sidecar.inspect_servicer import MAX_WATCHERS, InspectServicer
 from monitor.sidecar.interceptors import PromptInterceptor, TokenInterceptor
 from monitor.sidecar.limits import MAX_STREAMS
@@ -232,54 +225,10 @@ class Sidecar:
         return lender
 
     def _serve_http(self) -> RunningServer:
-        guarded = PageGuard(self._token, self._settings.http_host, self._doors.token_refused)
-        app = Starlette(
-            routes=[
-                Route("/", guarded(self._landing)),
-                Route("/metrics", self._metrics_page),
-                Route("/healthz", lambda _: PlainTextResponse("ok\n")),
-                Route("/readyz", self._ready_page),
-                Route("/-/reload", guarded(self._reload_page), methods=["POST"]),
-                Route("/api/turns", guarded(self._turns_page)),
-            ]
-        )
-        registry = CollectorRegistry()
-        registry.register(self.metrics)
-        self._registry = registry
-        host, port = self._settings.http_host, self._settings.http_port
-        return serve_in_thread(app, host, port, protocol=PatientProtocol)
-
-    def _metrics_page(self, request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._registry), headers={"content-type": content_type})
-
-    def _ready_page(self, _request: Request) -> Response:
-        if not self._serving.is_set():
-            return PlainTextResponse("starting or draining\n", HTTPStatus.SERVICE_UNAVAILABLE)
-        return PlainTextResponse("ready\n")
-
-    def _reload_page(self, request: Request) -> Response:
-        taken = self.reload(request.client.host if request.client else "")
-        return PlainTextResponse("reloaded\n" if taken else "refused; see the log\n", 200 if taken else 400)
-
-    def _landing(self, _request: Request) -> Response:
-        card = self.pipeline.bank.card
-        return JSONResponse(
-            {
-                "affect-monitor": __version__,
-                "bank": card.bank_id,
-                "model": card.model.name,
-                "status": self.pipeline.status(),
-                "alerts": [
-                    {**alert.labels, "state": alert.state.value, **alert.annotations} for alert in self.alerts.active
-                ],
-                "faults": [{**fault.labels, **fault.annotations} for fault in self.faults.active],
-                "pages": ["/metrics", "/healthz", "/readyz", "/api/turns"],
-            }
-        )
-
-    def _turns_page(self, _request: Request) -> Response:
-        return JSONResponse([MessageToDict(turn) for turn in self.pipeline.recent()])
+        settings = self._settings
+        guard = PageGuard(self._token, settings.http_host, self._doors.token_refused)
+        app = HttpApp(self.pipeline, self.faults, guard, ready=self._serving.is_set, reload=self.reload)
+        return serve_in_thread(app.asgi, settings.http_host, settings.http_port, protocol=PatientProtocol)
 
     # -- alerts -------------------------------------------------------------------------------------------------------
 
