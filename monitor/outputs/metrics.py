@@ -202,6 +202,24 @@ class Metrics(Collector):
         with self._lock:
             return self._values[name].get(labels, 0.0)
 
+    def series(self, name: str) -> dict[Labels, float]:
+        """All series of a counter or gauge, by their labels."""
+        with self._lock:
+            return dict(self._values[name])
+
+    def bound(self, name: str, share: float) -> float:
+        """The least bound of a histogram's buckets that this share of all values does not exceed.
+
+        Infinite where only the last bucket holds so many, NaN where nothing was counted. The histogram has no labels.
+        """
+        with self._lock:
+            histogram = self._histograms[name].get(())
+            counts = list(histogram.counts) if histogram else []
+        if not sum(counts):
+            return math.nan
+        bounds = (*METRICS[name].bounds, math.inf)
+        return bounds[bisect_left(list(accumulate(counts)), share * sum(counts))]
+
     def describe(self) -> Iterable[Metric]:
         """The declared metrics, without samples."""
         return [_family(name, spec) for name, spec in METRICS.items()]

@@ -60,6 +60,14 @@ class Processed(NamedTuple):
     faults: list[ingest_pb2.Fault]
 
 
+class _Kept(NamedTuple):
+    """A finished turn in memory."""
+
+    policy: str
+    over: bool
+    message: bytes
+
+
 class Status(TypedDict):
     """Counts for the status page and GetStatus."""
 
@@ -115,7 +123,7 @@ class Pipeline:
         self._allow_unvalidated = allow_unvalidated
         self._sessions: dict[SessionKey, EngineSession] = {}
         # As bytes: a message with hundreds of emotions takes five times as much.
-        self._finished: OrderedDict[str, bytes] = OrderedDict()
+        self._finished: OrderedDict[str, _Kept] = OrderedDict()
         self._keep = keep_turns
         self._watchers: list[Callable[[ingest_pb2.Assessment], None]] = []
         self._lock = threading.Lock()
@@ -246,13 +254,16 @@ class Pipeline:
         """A finished turn still in memory."""
         with self._lock:
             kept = self._finished.get(turn_id)
-        return None if kept is None else ingest_pb2.Assessment.FromString(kept)
+        return None if kept is None else ingest_pb2.Assessment.FromString(kept.message)
 
-    def recent(self) -> list[ingest_pb2.Assessment]:
-        """Finished turns still in memory, oldest first."""
+    def recent(
+        self, limit: int | None = None, *, policy: str | None = None, over: bool = False
+    ) -> list[ingest_pb2.Assessment]:
+        """The latest finished turns still in memory, oldest first: all, or those of a policy, or those that alert."""
         with self._lock:
             kept = list(self._finished.values())
-        return [ingest_pb2.Assessment.FromString(turn) for turn in kept]
+        chosen = [turn.message for turn in kept if policy in {None, turn.policy} and (turn.over or not over)]
+        return [ingest_pb2.Assessment.FromString(message) for message in chosen[-(limit or len(chosen)) :]]
 
     def watch(self, watcher: Callable[[ingest_pb2.Assessment], None]) -> Callable[[], None]:
         """Calls ``watcher`` with every turn that finishes from now on; returns what ends that."""
@@ -460,7 +471,7 @@ class Pipeline:
         done.assessments.append(finished)
 
     def _remember(self, message: ingest_pb2.Assessment) -> None:
-        self._finished[message.turn_id] = message.SerializeToString()
+        self._finished[message.turn_id] = _Kept(message.policy, bool(message.alerts), message.SerializeToString())
         while len(self._finished) > self._keep:
             self._finished.popitem(last=False)
         for watcher in list(self._watchers):
