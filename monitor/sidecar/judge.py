@@ -29,7 +29,9 @@ _NO_NUMBERS: dict[str, Any] = dict.fromkeys(
 _SHOWN = {value: text for text, value in _VISIBILITY.items()}
 SAMPLED_OUT, UNTOLD, REFUSED = "sampled_out", "untold", "refused"
 """Reasons for which tokens are missing: outside the sample; nobody said why; their request has no turn."""
-MARKS = ("unvalidated", SAMPLED_OUT, "partial", "abandoned", "nonfinite", "low_coverage", "short")
+CANARY = "canary"
+"""Mark of the turns that the sidecar brought about itself."""
+MARKS = (CANARY, "unvalidated", SAMPLED_OUT, "partial", "abandoned", "nonfinite", "low_coverage", "short")
 
 
 class Ending(NamedTuple):
@@ -134,8 +136,8 @@ class TurnJudge:
         metrics.add("affect_turns_total", 1, name)
         for mark in turn.marks:
             metrics.add("affect_turns_unjudged_total", 1, name, mark)
-        # A turn left out on purpose says nothing of how well turns are seen.
-        if SAMPLED_OUT not in turn.marks:
+        # A turn left out on purpose, or brought about by ourselves, says nothing of how well users' turns are seen.
+        if not {SAMPLED_OUT, CANARY} & set(turn.marks):
             metrics.observe("affect_turn_coverage_ratio", turn.coverage, name)
         if not _judged(turn):
             return
@@ -156,6 +158,7 @@ def _marks(ending: Ending, stats: TurnStats, coverage: float) -> list[str]:
     turn, rule = ending.turn, ending.turn.policy.turn
     sampled_out = SAMPLED_OUT in turn.gaps and not stats.seen_tokens
     found = {
+        CANARY: turn.canary,
         "unvalidated": not (ending.is_the_banks and turn.generation.bank.card.validated),
         SAMPLED_OUT: sampled_out,
         "partial": "restarted" in turn.gaps,

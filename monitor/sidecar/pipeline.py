@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from hmac import compare_digest
 from itertools import compress, repeat
 from typing import NamedTuple, TypedDict
 
@@ -23,6 +24,7 @@ from monitor.outputs.metrics import Metrics
 from monitor.policy.engine import AlertEngine
 from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
+from monitor.sidecar.canary_prompts import TOKEN_LABEL
 from monitor.sidecar.generation import Generation
 from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
 from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
@@ -117,6 +119,8 @@ class Pipeline:
         self.alerts = alerts
         self._capacity = max_open_turns
         self._trace = (trace_tokens, trace_text)
+        self.canary_token = ""
+        """Marks the turns of the run of canary prompts under way; empty: there is none."""
         self._generation = self._made(bank)
         self._judge = TurnJudge(metrics, alerts, baseline, audit)
         self._timeout = turn_timeout
@@ -371,8 +375,9 @@ class Pipeline:
         self._open += 1
         generation.touched[slot] = time.monotonic()
         turn_id = f"{generation.bank.card.bank_id}-{time.time_ns():x}-{self._begun:x}"
+        canary = _take_token(start, self.canary_token)
         policy = self.policies.route(dict(start.labels))
-        session.add(request_id, OpenTurn(generation, slot, turn_id, start, policy))
+        session.add(request_id, OpenTurn(generation, slot, turn_id, start, policy, canary))
 
     def _release(self, session: EngineSession, request_id: str) -> None:
         turn = session.remove(request_id)
@@ -502,6 +507,14 @@ class Pipeline:
 
     def _count_streams(self) -> None:
         self.metrics.set("affect_streams_open", sum(session.streams for session in self._sessions.values()))
+
+
+def _take_token(start: ingest_pb2.Start, token: str) -> bool:
+    """Whether a turn is a canary: it knows the token of the run, which then leaves its labels, for these are shown."""
+    if not token or not compare_digest(start.labels.get(TOKEN_LABEL, "").encode(), token.encode()):
+        return False
+    del start.labels[TOKEN_LABEL]
+    return True
 
 
 def _check_shape(hello: ingest_pb2.Hello, bank: Bank) -> None:

@@ -27,6 +27,8 @@ class OpenTurn:
     turn_id: str
     start: ingest_pb2.Start
     policy: Policy
+    canary: bool = False
+    """Whether the sidecar asked, and no user."""
     gaps: dict[str, int] = field(default_factory=dict)
 
 
