@@ -48,7 +48,7 @@ class ConditionalRanks:
         places = np.searchsorted(edges, given, side="right")
         self._bins = [_Bin(scores[places == number]) for number in range(len(edges) + 1)]
 
-    def rank(self, given: float, scores: Floats) -> Floats:
+    def rank(self, given: float, scores: Floats) -> list[float]:
         """Smoothed p-values of a turn's scores, [T]: the share of like turns that lie at least as high, in (0, 1]."""
         columns = self._bin(given).columns
         lots = self._rng.random(len(columns)).tolist()
@@ -57,7 +57,7 @@ class ConditionalRanks:
             above = len(held) - bisect_right(held, score)
             equal = len(held) - above - bisect_left(held, score)
             ranks.append((above + (1 - lot) * (equal + 1)) / (len(held) + 1))
-        return np.array(ranks)
+        return ranks
 
     def learn(self, given: float, scores: Floats) -> None:
         """Takes a turn in among those that later ones are ranked with."""

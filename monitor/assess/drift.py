@@ -227,21 +227,19 @@ class DriftWatch:
         """Goes on from the state of a watch with the same reference and stance."""
         for prefix, ranks in (("ranks.", self._ranks), ("users.", self._user_ranks)):
             ranks.restore({name: state[f"{prefix}{name}"] for name in ("scores", "counts")})
-        self._processes.log_capital = state["log_capital"].copy()
-        self._processes.turns = state["turns"].astype(np.int64)
+        self._processes.restore(state["log_capital"].copy(), state["turns"].astype(np.int64))
         for alarm, (on, process, shift, log_odds) in zip(self._alarms.values(), state["alarms"].tolist(), strict=True):
             alarm.on, alarm.process, alarm.shift, alarm.log_odds = bool(on), int(process), shift, log_odds
         self._recent.extend(map(tuple, state["recent"].tolist()))
 
     def _scores(self, user: float, over: Floats) -> tuple[Floats, Floats]:
         """Normal score of every test's rank, and how far a shift of size 1 moves it."""
-        ranks = np.concatenate([self._ranks.rank(user, over), self._user_ranks.rank(user, np.array([user]))])
-        scores = -ndtri(ranks)
-        affect = len(self._targets) - 1
-        scores = np.insert(scores, affect + 1, scores[affect])
-        leverage = np.ones(len(scores))
-        leverage[affect + 1] = np.clip((user - self._user_mean) / self._user_scale, -_MOST_LEVERAGE, _MOST_LEVERAGE)
-        return scores, leverage
+        ranks = self._ranks.rank(user, over)
+        ranks += ranks[-1], *self._user_ranks.rank(user, np.array([user]))
+        leverage = np.ones(len(ranks))
+        departure = (user - self._user_mean) / self._user_scale
+        leverage[-2] = max(-_MOST_LEVERAGE, min(_MOST_LEVERAGE, departure))
+        return -ndtri(ranks), leverage
 
     def _change(self, test: str, values: Floats, scores: Floats, leverage: Floats) -> Change | None:
         alarm, run = self._alarms[test], self._runs[test]

@@ -36,10 +36,18 @@ class EProcesses:
         stakes[sides == 0] = 0.5
         with np.errstate(divide="ignore"):
             self._log_stakes = np.log(stakes / len(SHIFTS))
-        self.log_capital = np.full(stakes.shape, -np.inf)
-        """What each bet has come to, over all beginnings, [K, bets]."""
-        self.turns = np.zeros(len(sides), np.int64)
-        """Turns of the present runs, [K]."""
+        self.restore(np.full(stakes.shape, -np.inf), np.zeros(len(sides), np.int64))
+
+    def restore(self, log_capital: Floats, turns: NDArray[np.int64]) -> None:
+        """Goes on from a state.
+
+        Args:
+            log_capital: What each bet has come to, over all beginnings, [K, bets].
+            turns: Turns of the present runs, [K].
+        """
+        self.log_capital = log_capital
+        self.turns = turns
+        self._unspent = _unspent(turns)
 
     def update(self, scores: Floats, leverage: Floats) -> None:
         """Takes one turn into account.
@@ -48,15 +56,17 @@ class EProcesses:
             scores: Normal scores of the turn, standard normal if nothing has changed, [K].
             leverage: How far a shift of size 1 moves each score, known before it is seen, [K].
         """
-        entering = np.log(_unspent(self.turns) - _unspent(self.turns + 1))
-        self.turns += 1
+        before = self._unspent
+        self.turns = self.turns + 1
+        self._unspent = _unspent(self.turns)
+        entering = np.log(before - self._unspent)
         shift = self._bets * leverage[:, None]
         betting = np.logaddexp(self.log_capital, self._log_stakes + entering[:, None])
         self.log_capital = betting + shift * scores[:, None] - shift**2 / 2
 
     def log_values(self) -> Floats:
         """Natural logarithms of the e-values, [K]."""
-        return np.logaddexp(np.logaddexp.reduce(self.log_capital, axis=1), np.log(_unspent(self.turns)))
+        return np.logaddexp(np.logaddexp.reduce(self.log_capital, axis=1), np.log(self._unspent))
 
     def leading_shift(self, process: int) -> float:
         """The shift that a process has won most with."""
@@ -66,6 +76,7 @@ class EProcesses:
         """Begins a new run with capital 1."""
         self.log_capital[processes] = -np.inf
         self.turns[processes] = 0
+        self._unspent = _unspent(self.turns)
 
 
 def _unspent(turns: NDArray[np.int64]) -> Floats:
