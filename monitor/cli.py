@@ -64,6 +64,8 @@ app.add_typer(audit_app, name="audit")
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
 _MODEL = Annotated[str, typer.Option("--model", help="Folder of a transformers model; demo: the demo assistant.")]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+_TURNS_PER_DAY = 10_000
+"""Traffic for which alerts are forecast unless it is said."""
 
 
 def main() -> None:
@@ -115,6 +117,7 @@ def serve(
     http_host: Annotated[str | None, typer.Option(help="Address of /metrics and the other pages.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port of the same; 0: a free one.")] = None,
     alertmanager_url: Annotated[str | None, typer.Option(help="Alertmanager's base address.")] = None,
+    webhook_url: Annotated[str | None, typer.Option(help="Posts alerts here as Alertmanager's webhook does.")] = None,
     allow_unvalidated: Annotated[
         bool | None, typer.Option("--allow-unvalidated", help="Score models that are not the bank's, marked.")
     ] = None,
@@ -154,7 +157,7 @@ def serve(
         "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
         "baseline_file": baseline_file, "baseline_turns": baseline_turns, "audit_file": audit_file,
         "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "insecure": insecure,
-        "token_file": token_file,
+        "token_file": token_file, "webhook_url": webhook_url,
     }  # fmt: skip
     chosen = load_settings(settings, flags)
     if check_config:
@@ -176,9 +179,26 @@ def serve(
 
 
 @app.command("check-config")
-def check_config(bank: _BANK, policy: Annotated[Path, typer.Option(help="Policy file.")]) -> None:
-    """Check a bank and a policy file against each other; exit code 1 when they do not fit."""
-    _check(bank, policy)
+def check_config(
+    bank: Annotated[str | None, typer.Option(help="Folder of a bank, or the name of a shipped one.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file.")] = None,
+    turns_per_day: Annotated[
+        int, typer.Option(min=1, help="Judged turns a day for which alerts are forecast, for each policy.")
+    ] = _TURNS_PER_DAY,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of policy files, for editors, and exit.")
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Check a bank and a policy file against each other, and forecast false alarms; exit code 1 if they do not fit."""
+    if schema:
+        from monitor.policy.schema import PolicyFile
+
+        print(json.dumps(PolicyFile.model_json_schema(), indent=1))
+        return
+    if bank is None or policy is None:
+        raise SetupError("--policy" if bank else "--bank", "is needed, except with --schema; name one")
+    _check(bank, policy, turns_per_day, as_json=as_json)
 
 
 @app.command()
@@ -523,18 +543,23 @@ def _show_reference(bank: Bank, out: Path, *, as_json: bool) -> None:
         print(f"  {stance.value}: {count} turns, which certify false-alarm rates down to {rates[stance]:.4f}")
 
 
-def _check(bank: str, policy: Path) -> None:
+def _check(bank: str, policy: Path, turns_per_day: int = _TURNS_PER_DAY, *, as_json: bool = False) -> None:
+    from dataclasses import asdict
+
+    from monitor.policy.forecast import forecast
     from monitor.policy.schema import load_policy
     from monitor.probes.bank import load_bank
 
     with _verdict():
         loaded = load_bank(bank)
         policies = load_policy(policy, loaded)
-    for entry in policies.policies:
-        rates = {"affect": entry.turn.false_alarm_rate, **entry.families}
-        told = ", ".join(f"{target} at {rate:g}" for target, rate in rates.items())
-        turns = loaded.card.reference.turns[entry.stance]
-        print(f"{entry.name}: stance {entry.stance.value}, {told}, judged against {turns} reference turns")
+    found = [forecast(entry, loaded, turns_per_day) for entry in policies.policies]
+    if as_json:
+        print(json.dumps({"bank": loaded.card.bank_id, "policies": [asdict(each) for each in found]}, indent=1))
+        return
+    from monitor.policy.show import show_forecasts
+
+    show_forecasts(Console(width=None if sys.stdout.isatty() else 120, highlight=False), found)
 
 
 @contextmanager

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from monitor.assess.overindex import finest_rate
 from monitor.errors import PolicyError
@@ -21,7 +30,11 @@ SHIPPED = Path(__file__).parent / "shipped"
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,62}$"
 """What the label of a request may be called."""
 
+_CLOCK = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+
 Rate = Annotated[float, Field(gt=0, lt=1)]
+# Editors take JSON Schema's own format of times for one with seconds and a zone.
+TimeOfDay = Annotated[time, WithJsonSchema({"type": "string", "pattern": _CLOCK})]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -81,17 +94,19 @@ class MutingWindow(_Part):
     """A time of every week in which nobody is told; alerts that last are told when it is over."""
 
     days: tuple[Day, ...] = Field(default=DAYS, min_length=1, description="Days on which it begins.")
-    start: time = Field(description="Time of day it begins, as in 22:00.")
-    end: time = Field(description="Time of day it ends; not after the start: on the next day.")
+    start: TimeOfDay = Field(description="Time of day it begins, as in 22:00.")
+    end: TimeOfDay = Field(description="Time of day it ends; not after the start: on the next day.")
     timezone: str = Field(default="UTC", description="Name of the time zone, as in Europe/Berlin.")
     reason: str = ""
 
     @field_validator("start", "end", mode="before")
     @classmethod
     def _written_as_text(cls, value: object) -> object:
-        # YAML 1.1 reads 22:00 as the number 1320, and 06:00 as text.
+        # YAML 1.1 reads 22:00 as the number 1320, and 06:00 as text. Of errors, pydantic reports ValueError alone.
         if isinstance(value, int | float):
-            raise ValueError('must stand in quotes, as in "22:00": YAML reads it as a number otherwise')
+            raise ValueError('must stand in quotes, as in "22:00": YAML reads it as a number otherwise')  # noqa: TRY004
+        if isinstance(value, str) and not re.match(_CLOCK, value):
+            raise ValueError(f"{value!r} is no time of day; write it as in 22:00, and its zone as timezone")
         return value
 
     @field_validator("timezone")
