@@ -23,7 +23,11 @@ class SidecarSettings(BaseSettings):
     http_host: str = Field(default="127.0.0.1", description="Address of /metrics, health and the status page.")
     http_port: int = Field(default=9469, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
     alertmanager_url: str = Field(
-        default="", description="Alertmanager's base address; empty: alerts go to the log only."
+        default="", description="Alertmanager's base address; empty: it is not told of alerts."
+    )
+    webhook_url: str = Field(
+        default="",
+        description="Address that alerts are posted to, in the shape of Alertmanager's webhook; empty: none.",
     )
     max_frame_bytes: int = Field(default=16 << 20, ge=1 << 16, le=64 << 20, description="Largest frame taken.")
     credit_bytes: int = Field(default=32 << 20, ge=1 << 16, description="Bytes a client may have in flight.")

@@ -124,11 +124,12 @@ def profile(setting: Setting, bank: Bank, cores: Cores, row: Row | None) -> Row:
 
 def _stages(setting: Setting, bank: Bank) -> dict[str, list[float]]:
     """Microseconds of processor time that each stage took of each frame."""
+    policies = load_policy(SHIPPED / "service-desk.yaml", bank)
     pipeline = Pipeline(
         bank,
-        load_policy(SHIPPED / "service-desk.yaml", bank),
+        policies,
         Metrics(),
-        AlertEngine(lambda _alert: None),
+        AlertEngine(policies, lambda _alerts: None),
         max_open_turns=setting.max_open_turns,
     )
     model = bank.card.model

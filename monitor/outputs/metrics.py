@@ -57,6 +57,7 @@ METRICS: dict[str, Spec] = {
     "affect_turns_open": Spec("gauge", "Turns open now."),
     "affect_turns_capacity": Spec("gauge", "Turns that may be open at once."),
     "affect_turns_total": Spec("counter", "Turns finished.", ("policy",)),
+    "affect_turns_judged_total": Spec("counter", "Turns that rules judged.", ("policy",)),
     "affect_turns_unjudged_total": Spec("counter", "Turns finished that no rule may judge.", ("policy", "reason")),
     "affect_turns_over_total": Spec("counter", "Judged turns beyond what was warranted.", ("policy", "target")),
     "affect_turns_visibility_total": Spec(
@@ -68,14 +69,33 @@ METRICS: dict[str, Spec] = {
     "affect_turn_assistant_affect": Spec("histogram", "Assistant affect of judged turns.", ("policy",), _SCORE),
     "affect_turn_family_score": Spec("histogram", "Family scores of judged turns.", ("policy", "family"), _SCORE),
     "affect_emotion_probability": Spec("average", "Running mean over judged turns.", ("policy", "emotion")),
+    "affect_drift_log_evalue": Spec(
+        "gauge", "Natural logarithm of the evidence of lasting change, by question asked.", ("policy", "test")
+    ),
+    "affect_drift_log_line": Spec("gauge", "Where it raises the alarm: log(1 / alpha).", ("policy", "test")),
+    "affect_drift_alarm": Spec("gauge", "Whether a change was found and not found undone.", ("policy", "test")),
+    "affect_drift_turns": Spec("gauge", "Turns that the evidence of overfitting rests on.", ("policy",)),
+    "affect_drift_distance": Spec(
+        "gauge", "Distance of recent turns from the reference; for looking at.", ("policy", "quantity", "measure")
+    ),
+    "affect_mirror_slope": Spec("gauge", "Slope of A on U over recent turns, with its interval.", ("policy", "bound")),
+    "affect_policy_info": Spec("gauge", "Policies in force; always 1.", ("policy", "stance", "severity", "owner")),
+    "affect_policy_budget": Spec(
+        "gauge", "Share of turns that may be over, or unjudged because unseen.", ("policy", "budget")
+    ),
     "affect_alerts_active": Spec("gauge", "Alerts by state.", ("policy", "target", "state")),
+    "affect_alerts_silenced": Spec(
+        "gauge",
+        "Firing alerts nobody is told of: muted by their policy, inhibited by a fault of the monitor.",
+        ("policy", "target", "reason"),
+    ),
     "affect_alerts_fired_total": Spec("counter", "Alerts that began to fire.", ("policy", "target")),
     "affect_notifications_total": Spec(
         "counter",
-        "Alerts posted to Alertmanager, by result: sent, failed (and kept), rejected, dropped (the queue was full).",
-        ("result",),
+        "Alerts posted, by receiver and result: sent, failed (and kept), rejected, dropped (the queue was full).",
+        ("receiver", "result"),
     ),
-    "affect_notifications_waiting": Spec("gauge", "Alerts waiting to reach Alertmanager."),
+    "affect_notifications_waiting": Spec("gauge", "Alerts waiting to reach a receiver.", ("receiver",)),
     "affect_baseline_turns_lost_total": Spec(
         "counter", "Turns that could not be written to the baseline file, by reason: no_space, io.", ("reason",)
     ),

@@ -1,85 +1,56 @@
-"""The life of alerts: quiet, pending, firing, resolved, with hysteresis. One alert a policy and rule."""
+"""The life of alerts: quiet, pending, firing, resolved, with hysteresis and silence. One alert a policy and rule."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-from monitor.assess.overindex import AFFECT, Excess, TurnAssessment
-from monitor.policy.schema import Policy
+from pydantic import TypeAdapter
 
-EXAMPLES = 5
-"""Turn ids an alert carries as evidence."""
-ALERT_NAME = "AffectOverIndex"
+from monitor.assess.overindex import Excess
+from monitor.policy.alert import Alert, AlertState, JudgedTurn, labels_of, over_on, rules_of
+from monitor.policy.schema import Policy, PolicyFile
 
-
-class AlertState(str, Enum):
-    """Where an alert is in its life."""
-
-    PENDING = "pending"
-    FIRING = "firing"
-    RESOLVED = "resolved"
-
-
-@dataclass
-class Alert:
-    """One alert: what it is about, where it stands and the turns behind it."""
-
-    policy: Policy
-    target: str
-    state: AlertState
-    started: float
-    ended: float | None = None
-    worst: Excess | None = None
-    visibility: str = ""
-    over_turns: int = 0
-    quiet_turns: int = 0
-    turn_ids: deque[str] = field(default_factory=lambda: deque(maxlen=EXAMPLES))
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What identifies the alert."""
-        return {
-            "alertname": ALERT_NAME,
-            "policy": self.policy.name,
-            "target": self.target,
-            "severity": self.policy.severity,
-            **({"owner": self.policy.owner} if self.policy.owner else {}),
-        }
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """What the alert says."""
-        worst = self.worst
-        figures = ""
-        if worst:
-            side = "beyond" if worst.over_index >= 0 else "below"
-            figures = (
-                f"worst turn {abs(worst.over_index):.1f} scales {side} what was warranted (p = {worst.p_value:.4f})"
-            )
-        return {
-            "summary": f"{self.target} beyond what is warranted under policy {self.policy.name}",
-            "description": f"{self.over_turns} turn(s) over: {figures}; {self.visibility}.",
-            "turn_ids": ",".join(self.turn_ids),
-            **({"runbook_url": self.policy.runbook_url} if self.policy.runbook_url else {}),
-        }
+MUTED, INHIBITED = "muted", "inhibited"
+"""Why nobody is told of an alert: its policy says so at this time, or the monitor itself is at fault."""
+_STORED = TypeAdapter(list[Alert])
 
 
 class AlertEngine:
     """Keeps the alerts of all policies; told of every judged turn, tells of every change.
 
+    Nobody is told of an alert that begins to fire in a silence; when that is over and the alert still fires, it is told
+    then. What was told is resolved aloud, silence or not.
+
     Args:
-        notify: Called with an alert each time it starts to fire and when it resolves.
+        policies: The policy file in force.
+        notify: Called with the alerts of one policy that changed together, when they begin to fire or resolve.
+        inhibited: Whether the monitor is at fault in a way that makes affect alerts doubtful.
         clock: Seconds since the epoch.
+        timer: Seconds that pass evenly, whatever is done to the clock.
     """
 
-    def __init__(self, notify: Callable[[Alert], None], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        policies: PolicyFile,
+        notify: Callable[[Sequence[Alert]], None],
+        inhibited: Callable[[], bool] = lambda: False,
+        *,
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policies = policies
         self._notify = notify
+        self._inhibited = inhibited
         self._clock = clock
+        self._timer = timer
         self._active: dict[tuple[str, str], Alert] = {}
+        self._judged: dict[str, float] = {}
+        """When a turn of each policy was last judged."""
+        self._resolved: list[Alert] = []
+        """Alerts that are over and have yet to be told."""
         self.fired: dict[tuple[str, str], int] = {}
 
     @property
@@ -87,70 +58,117 @@ class AlertEngine:
         """Pending and firing alerts, oldest first."""
         return sorted(self._active.values(), key=lambda alert: alert.started)
 
-    def observe(self, policy: Policy, turn_id: str, assessment: TurnAssessment, visibility: str) -> list[str]:
+    @property
+    def told(self) -> list[Alert]:
+        """Firing alerts that people know of, oldest first."""
+        return [alert for alert in self.active if alert.told]
+
+    def observe(self, policy: Policy, turn: JudgedTurn) -> list[str]:
         """Takes a judged turn into account; returns the targets it was over on, for which an alert is up."""
-        rules = {AFFECT: policy.turn.false_alarm_rate, **policy.families}
-        excesses = {AFFECT: assessment.affect, **assessment.families}
-        over = []
-        for target, rate in rules.items():
-            if excesses[target].p_value <= rate:
-                self._over(policy, target, turn_id, excesses[target], visibility)
-                over.append(target)
+        self._judged[policy.name] = self._timer()
+        over = over_on(policy, turn.assessment)
+        for target in rules_of(policy):
+            if target in over:
+                self._over(policy, target, turn, over[target])
             else:
                 self._quiet(policy, target)
-        return over
+        self._tell()
+        return list(over)
 
-    def keep_only(self, policies: list[Policy]) -> None:
-        """Moves alerts to reloaded policies and resolves those whose policy or rule is gone.
+    def sweep(self) -> None:
+        """Resolves firing alerts of routes that have gone silent, and tells of those whose silence is over."""
+        for alert in self.active:
+            stale = self._policy(alert.policy).turn.stale_minutes
+            if alert.state is AlertState.FIRING and self._timer() - self._judged[alert.policy] >= 60 * stale:
+                self._resolve(alert, f"no turn of its route was judged for {stale:g} minutes")
+        self._tell()
+
+    def keep_only(self, policies: PolicyFile) -> None:
+        """Puts policies into force: moves alerts to them and resolves those whose policy or rule is gone.
 
         Receivers know an alert by its labels: a firing one whose labels change is resolved under the old ones and told
         again under the new.
         """
-        by_name = {policy.name: policy for policy in policies}
-        for (name, target), alert in list(self._active.items()):
-            policy = by_name.get(name)
-            if policy is None or target not in {AFFECT, *policy.families}:
-                self._resolve(alert)
+        self.policies = policies
+        rules = {(policy.name, target): policy for policy in policies.policies for target in rules_of(policy)}
+        for alert in self.active:
+            policy = rules.get((alert.policy, alert.target))
+            if policy is None:
+                self._resolve(alert, "the policy file no longer has its rule")
                 continue
-            before = replace(alert)
-            alert.policy = policy
-            if alert.state is AlertState.FIRING and alert.labels != before.labels:
-                self._notify(replace(before, state=AlertState.RESOLVED, ended=self._clock()))
-                self._notify(alert)
+            labels = labels_of(policy, alert.target)
+            if alert.told and labels != alert.labels:
+                self._resolved.append(self._ended(replace(alert), "it goes on under other labels"))
+                alert.told = False
+            alert.labels, alert.runbook_url = labels, policies.runbook(labels["alertname"])
+        self._tell()
 
-    def _over(self, policy: Policy, target: str, turn_id: str, excess: Excess, visibility: str) -> None:
+    def state(self) -> list[dict[str, Any]]:
+        """Pending and firing alerts as JSON knows them."""
+        stored: list[dict[str, Any]] = _STORED.dump_python(self.active, mode="json")
+        return stored
+
+    def restore(self, state: object) -> None:
+        """Goes on with the alerts of an earlier process, under the policies of this one.
+
+        Raises:
+            ValueError: It is no state of alerts.
+        """
+        for alert in _STORED.validate_python(state):
+            self._active[alert.policy, alert.target] = alert
+            self._judged[alert.policy] = self._timer()
+        self.keep_only(self.policies)
+
+    def _over(self, policy: Policy, target: str, turn: JudgedTurn, excess: Excess) -> None:
         key = (policy.name, target)
         alert = self._active.get(key)
         if alert is None:
-            alert = self._active[key] = Alert(policy, target, AlertState.PENDING, self._clock())
-        alert.over_turns += 1
-        alert.quiet_turns = 0
-        alert.turn_ids.append(turn_id)
-        if alert.worst is None or _severity(excess) > _severity(alert.worst):
-            alert.worst, alert.visibility = excess, visibility
+            labels = labels_of(policy, target)
+            runbook = self.policies.runbook(labels["alertname"])
+            alert = Alert(policy.name, target, labels, runbook, AlertState.PENDING, self._clock())
+            self._active[key] = alert
+        alert.add(turn, excess)
         if alert.state is AlertState.PENDING and alert.over_turns >= policy.turn.pending_turns:
             alert.state = AlertState.FIRING
             self.fired[key] = self.fired.get(key, 0) + 1
-            self._notify(alert)
 
     def _quiet(self, policy: Policy, target: str) -> None:
         alert = self._active.get((policy.name, target))
         if alert is None:
             return
         alert.quiet_turns += 1
-        if alert.state is AlertState.PENDING:
-            del self._active[policy.name, target]
-        elif alert.quiet_turns >= policy.turn.resolve_turns:
-            self._resolve(alert)
+        within = policy.turn.resolve_turns
+        if alert.state is AlertState.PENDING or alert.quiet_turns >= within:
+            self._resolve(alert, f"{within} turns in a row were within bounds")
 
-    def _resolve(self, alert: Alert) -> None:
-        self._active.pop((alert.policy.name, alert.target), None)
-        if alert.state is AlertState.FIRING:
-            alert.state = AlertState.RESOLVED
-            alert.ended = self._clock()
-            self._notify(alert)
+    def _resolve(self, alert: Alert, why: str) -> None:
+        """Takes an alert off; only one that was told is told to be over."""
+        del self._active[alert.policy, alert.target]
+        if alert.told:
+            self._resolved.append(self._ended(alert, why))
 
+    def _ended(self, alert: Alert, why: str) -> Alert:
+        alert.state, alert.ended, alert.ending = AlertState.RESOLVED, self._clock(), why
+        return alert
 
-def _severity(excess: Excess) -> tuple[float, float]:
-    """How far out an excess is: many turns share the smallest p-value that a reference can show."""
-    return -excess.p_value, abs(excess.over_index)
+    def _tell(self) -> None:
+        """Tells of what is over and of what fires, where nothing speaks against it; each policy's in one call."""
+        changed, self._resolved = self._resolved, []
+        for alert in self._active.values():
+            if alert.state is AlertState.FIRING and not alert.told:
+                alert.silenced = self._silence(self._policy(alert.policy))
+                alert.told = not alert.silenced
+                if alert.told:
+                    changed.append(alert)
+        for policy in dict.fromkeys(alert.policy for alert in changed):
+            self._notify([alert for alert in changed if alert.policy == policy])
+
+    def _silence(self, policy: Policy) -> str:
+        """Why nobody is to be told of a policy's alerts now; empty where nothing speaks against it."""
+        if self._inhibited():
+            return INHIBITED
+        now = self._clock()
+        return MUTED if any(window.holds(now) for window in policy.mute) else ""
+
+    def _policy(self, name: str) -> Policy:
+        return next(policy for policy in self.policies.policies if policy.name == name)

@@ -11,7 +11,7 @@ import grpc
 
 from monitor import __version__
 from monitor.errors import FrameError
-from monitor.policy.engine import Alert, AlertState
+from monitor.policy.alert import Alert, AlertState
 from monitor.sidecar.limits import MAX_ID_LENGTH
 from monitor.sidecar.pipeline import Pipeline
 from monitor.sidecar.refusals import refusal
@@ -103,7 +103,7 @@ def _alert(alert: Alert) -> inspect_pb2.Alert:
     return inspect_pb2.Alert(
         name=alert.labels["alertname"],
         state=_STATES[alert.state],
-        policy=alert.policy.name,
+        policy=alert.policy,
         started_unix_ns=int(alert.started * 1e9),
         labels=alert.labels,
         annotations=alert.annotations,

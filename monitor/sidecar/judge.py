@@ -10,9 +10,13 @@ from monitor.assess.overindex import TurnAssessment
 from monitor.outputs.audit import AuditStore
 from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.metrics import Metrics
+from monitor.policy.alert import JudgedTurn
 from monitor.policy.engine import AlertEngine
+from monitor.policy.faults import BLIND, Faults
 from monitor.policy.schema import Policy
+from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.sessions import OpenTurn
+from monitor.sidecar.sight import Sight
 from monitor.turns.tracker import TurnStats
 from monitor.wire.v1 import ingest_pb2
 
@@ -52,15 +56,25 @@ class TurnJudge:
         alerts: Life of alerts.
         baseline: Takes turns that are judged and raise no alert.
         audit: Takes turns that raise alerts, and a sample of the others.
+        faults: Is told when too few turns are seen.
     """
 
     def __init__(
-        self, metrics: Metrics, alerts: AlertEngine, baseline: BaselineWriter | None, audit: AuditStore | None
+        self,
+        metrics: Metrics,
+        alerts: AlertEngine,
+        baseline: BaselineWriter | None,
+        audit: AuditStore | None,
+        faults: Faults | None,
+        drifts: Drifts,
     ) -> None:
         self._metrics = metrics
         self._alerts = alerts
         self._baseline = baseline
         self._audit = audit
+        self._faults = faults
+        self._drifts = drifts
+        self._sight = Sight()
 
     def finish(self, ending: Ending) -> ingest_pb2.Assessment:
         """Closes a turn, judges it where that may be done, and tells everybody."""
@@ -68,6 +82,7 @@ class TurnJudge:
         stats = turn.generation.tracker.close(turn.slot)
         account = self._account(ending, stats)
         marks = _marks(ending, stats, account["coverage"])
+        self._look(turn, marks)
         message = self._judge(turn, stats, {**account, "marks": marks})
         self._keep(turn, stats, message)
         self._count(turn.policy, message)
@@ -77,10 +92,19 @@ class TurnJudge:
         """Puts the state of alerts on the page."""
         self._metrics.replace(
             "affect_alerts_active",
-            {(alert.policy.name, alert.target, alert.state.value): 1.0 for alert in self._alerts.active},
+            {(alert.policy, alert.target, alert.state.value): 1.0 for alert in self._alerts.active},
+        )
+        self._metrics.replace(
+            "affect_alerts_silenced",
+            {(alert.policy, alert.target, alert.silenced): 1.0 for alert in self._alerts.active if alert.silenced},
         )
         for (policy, target), count in self._alerts.fired.items():
             self._metrics.set("affect_alerts_fired_total", count, policy, target)
+
+    def _look(self, turn: OpenTurn, marks: list[str]) -> None:
+        """Says whether the monitor sees; turns under way when the sidecar began could not be seen whole."""
+        if self._faults is not None and not turn.start.resumes:
+            self._faults.set(BLIND, self._sight.turn(marks), self._sight.description)
 
     def _account(self, ending: Ending, stats: TurnStats) -> dict[str, Any]:
         """What is told of every turn, above all where its tokens went: scored, not finite, or missing for a reason."""
@@ -116,7 +140,11 @@ class TurnJudge:
         message = ingest_pb2.Assessment(**told, **_numbers(assessment, visibility))
         if _judged(message):
             self._metrics.average("affect_emotion_probability", turn.policy.name, assessment.emotions)
-            message.alerts.extend(self._alerts.observe(turn.policy, turn.turn_id, assessment, visibility))
+            judged = JudgedTurn(turn.turn_id, assessment, visibility, told["coverage"], "unvalidated" in told["marks"])
+            message.alerts.extend(self._alerts.observe(turn.policy, judged))
+            # A model the bank was not made for differs from its reference from the first turn on.
+            if not judged.unvalidated:
+                self._drifts.observe(turn.policy.name, turn.generation.bank, assessment)
         return message
 
     def _keep(self, turn: OpenTurn, stats: TurnStats, message: ingest_pb2.Assessment) -> None:
@@ -141,6 +169,7 @@ class TurnJudge:
             metrics.observe("affect_turn_coverage_ratio", turn.coverage, name)
         if not _judged(turn):
             return
+        metrics.add("affect_turns_judged_total", 1, name)
         metrics.observe("affect_turn_over_index", turn.over_index, name)
         metrics.observe("affect_turn_user_affect", turn.user_affect, name)
         metrics.observe("affect_turn_assistant_affect", turn.assistant_affect, name)

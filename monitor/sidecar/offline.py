@@ -23,7 +23,7 @@ from monitor.calibration.identity import check_identity, check_shape
 from monitor.calibration.lines import ChatMessage
 from monitor.capture.transformers import LayerRows
 from monitor.errors import CorpusError, SetupError
-from monitor.policy.engine import AlertEngine
+from monitor.policy.alert import over_on
 from monitor.policy.schema import Policy, PolicyFile
 from monitor.probes.bank import Bank
 from monitor.probes.markers import Role
@@ -265,7 +265,6 @@ def _assessment(assessment: TurnAssessment, policy: Policy, assistant_tokens: in
     affect = assessment.affect
     visible = visibility_of(assessment) if affect.p_value <= policy.turn.false_alarm_rate else None
     judged = assistant_tokens >= policy.turn.min_assistant_tokens
-    engine = AlertEngine(lambda _alert: None)
     return {
         "user_affect": assessment.user_affect,
         "assistant_affect": affect.value,
@@ -274,7 +273,7 @@ def _assessment(assessment: TurnAssessment, policy: Policy, assistant_tokens: in
         "p_value": affect.p_value,
         "visibility": visible,
         "twin_over_index": assessment.twin.over_index,
-        "alerts": engine.observe(policy, "", assessment, visible or "") if judged else [],
+        "alerts": list(over_on(policy, assessment)) if judged else [],
     }
 
 

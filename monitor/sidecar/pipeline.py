@@ -22,6 +22,7 @@ from monitor.outputs.audit import AuditStore
 from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.metrics import Metrics
 from monitor.policy.engine import AlertEngine
+from monitor.policy.faults import Faults
 from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
 from monitor.sidecar.canary_prompts import TOKEN_LABEL
@@ -96,6 +97,7 @@ class Pipeline:
         trace_text: Whether to keep which tokens they were.
         baseline: Takes turns that are judged and raise no alert.
         audit: Takes turns that raise alerts, and a sample of the others.
+        faults: Is told when too few turns are seen.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Pipeline:
         trace_text: bool = False,
         baseline: BaselineWriter | None = None,
         audit: AuditStore | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.policies = policies
         self.metrics = metrics
@@ -122,7 +125,7 @@ class Pipeline:
         self.canary_token = ""
         """Marks the turns of the run of canary prompts under way; empty: there is none."""
         self._generation = self._made(bank)
-        self._judge = TurnJudge(metrics, alerts, baseline, audit)
+        self._judge = TurnJudge(metrics, alerts, baseline, audit, faults)
         self._timeout = turn_timeout
         self._allow_unvalidated = allow_unvalidated
         self._sessions: dict[SessionKey, EngineSession] = {}
@@ -212,7 +215,7 @@ class Pipeline:
         return done
 
     def sweep(self) -> list[ingest_pb2.Assessment]:
-        """Gives up turns that have been silent for too long."""
+        """Gives up turns that have been silent for too long, and looks after alerts whose time has come."""
         before = time.monotonic() - self._timeout
         done = Processed([], [])
         with self._lock:
@@ -223,6 +226,8 @@ class Pipeline:
                         self._guard(done, 0, request_id, self._finish, session, request_id, 0, done, True)
                 if not session.turns and not session.streams and session.silent_since < before:
                     del self._sessions[session.key]
+            self.alerts.sweep()
+            self._judge.show_alerts()
             self.metrics.set("affect_turns_open", self._open)
         return done.assessments
 
@@ -247,7 +252,7 @@ class Pipeline:
         with self._lock:
             self._generation = generation
             self.policies = policies
-            self.alerts.keep_only(list(policies.policies))
+            self.alerts.keep_only(policies)
             for session in self._sessions.values():
                 for turn in session.turns.values():
                     turn.policy = policies.route(dict(turn.start.labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent import futures
 from contextlib import ExitStack
 
@@ -14,13 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from monitor import __version__
 from monitor.errors import BankError, PolicyError
-from monitor.outputs.alertmanager import AlertmanagerSender, Notice
+from monitor.outputs.alertmanager import to_alertmanager
 from monitor.outputs.audit import AuditStore
 from monitor.outputs.baseline import BaselineWriter
+from monitor.outputs.delivery import Delivery, Notice
 from monitor.outputs.http import RunningServer, serve_in_thread
 from monitor.outputs.metrics import Metrics, reload_result
 from monitor.outputs.patience import PatientProtocol
-from monitor.policy.engine import Alert, AlertEngine, AlertState
+from monitor.outputs.webhook import to_webhook
+from monitor.policy.alert import Alert, AlertState
+from monitor.policy.engine import AlertEngine
 from monitor.policy.faults import AUDIT_NOT_WRITTEN, FAULTS, Faults, MonitorFault
 from monitor.policy.schema import PolicyFile, load_policy
 from monitor.probes.bank import Bank, load_bank
@@ -78,9 +82,9 @@ class Sidecar:
 
     def _start(self, bank: Bank, policies: PolicyFile) -> None:
         settings = self._settings
-        self.alerts = AlertEngine(self._notify)
-        self.faults = Faults(self._notify_fault)
-        self._sender = self._make_sender()
+        self.faults = Faults(self._notify_fault, self._runbook)
+        self.alerts = AlertEngine(policies, self._notify, self.faults.inhibit)
+        self._deliveries = self._make_deliveries()
         self._audit = self._make_audit()
         self.pipeline = Pipeline(
             bank,
@@ -94,6 +98,7 @@ class Sidecar:
             trace_tokens=settings.audit_tokens,
             trace_text=settings.audit_text,
             audit=self._audit,
+            faults=self.faults,
             baseline=_baseline(settings, bank, self.metrics),
         )
         self._serving, self._stopping = threading.Event(), threading.Event()
@@ -157,12 +162,15 @@ class Sidecar:
 
     # -- parts: each is ended when the sidecar is, the last one first -------------------------------------------------
 
-    def _make_sender(self) -> AlertmanagerSender | None:
-        if not self._settings.alertmanager_url:
-            return None
-        sender = AlertmanagerSender(self._settings.alertmanager_url, self.metrics, self._firing)
-        self._parts.callback(sender.close)
-        return sender
+    def _make_deliveries(self) -> list[Delivery]:
+        settings, made = self._settings, []
+        if settings.alertmanager_url:
+            made.append(to_alertmanager(settings.alertmanager_url, self.metrics, self._firing))
+            self._parts.callback(made[-1].close)
+        if settings.webhook_url:
+            made.append(to_webhook(settings.webhook_url, self.metrics))
+            self._parts.callback(made[-1].close)
+        return made
 
     def _make_audit(self) -> AuditStore | None:
         settings = self._settings
@@ -232,20 +240,26 @@ class Sidecar:
 
     # -- alerts -------------------------------------------------------------------------------------------------------
 
-    def _notify(self, alert: Alert) -> None:
-        _LOG.warning("alert", state=alert.state.value, **alert.labels, **alert.annotations)
-        if self._sender is not None:
-            self._sender.send(alert)
+    def _runbook(self, alert: str) -> str:
+        return self.alerts.policies.runbook(alert)
+
+    def _notify(self, group: Sequence[Alert]) -> None:
+        told = [{"state": alert.state.value, **alert.labels, **alert.annotations} for alert in group]
+        _LOG.warning("alerts", alerts=told)
+        self._send(group)
 
     def _notify_fault(self, fault: MonitorFault) -> None:
         self.metrics.set("affect_monitor_fault", float(fault.ended is None), fault.name)
         state = AlertState.FIRING if fault.ended is None else AlertState.RESOLVED
         _LOG.warning("monitor_fault", state=state.value, **fault.labels, **fault.annotations)
-        if self._sender is not None:
-            self._sender.send(fault)
+        self._send([fault])
+
+    def _send(self, group: Sequence[Notice]) -> None:
+        for delivery in self._deliveries:
+            delivery.send(group)
 
     def _firing(self) -> list[Notice]:
-        return [*self.faults.active, *(alert for alert in self.alerts.active if alert.state is AlertState.FIRING)]
+        return [*self.faults.active, *self.alerts.told]
 
     def _sweep(self) -> None:
         while not self._stopping.wait(_SWEEP_SECONDS):

@@ -506,7 +506,7 @@ class House:
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
         self.metrics = Metrics()
-        self.alerts = AlertEngine(lambda alert: alert.annotations)
+        self.alerts = AlertEngine(POLICIES, lambda alerts: [alert.annotations for alert in alerts])
         self.pipeline = Pipeline(
             bank,
             POLICIES,

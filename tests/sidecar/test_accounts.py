@@ -71,7 +71,8 @@ def pipeline(small_bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Pipe
     """A pipeline without a network around it."""
     policy = tmp_path_factory.mktemp("policy") / "policy.yaml"
     policy.write_text("version: 1\npolicies: [{name: desk, stance: neutral, turn: {false_alarm_rate: 0.02}}]\n")
-    return Pipeline(small_bank, load_policy(policy, small_bank), Metrics(), AlertEngine(lambda _: None))
+    policies = load_policy(policy, small_bank)
+    return Pipeline(small_bank, policies, Metrics(), AlertEngine(policies, lambda _: None))
 
 
 class Run:

@@ -1,0 +1,182 @@
+"""One alert of a per-turn rule: what it is about, the turns behind it, and what it says of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+from typing import NamedTuple
+
+from monitor.assess.overindex import AFFECT, Excess, TurnAssessment
+from monitor.policy.schema import Policy
+
+ALERT_NAME = "AffectOverIndex"
+EXAMPLES = 5
+"""Turn ids an alert carries as evidence."""
+_UPSET = 1.0
+"""U from which a user is called upset, in standard deviations of the reference; plain requests lie below 0."""
+
+
+class AlertState(str, Enum):
+    """Where an alert is in its life."""
+
+    PENDING = "pending"
+    FIRING = "firing"
+    RESOLVED = "resolved"
+
+
+class JudgedTurn(NamedTuple):
+    """What an alert needs to know of a turn.
+
+    Attributes:
+        turn_id: The sidecar's name of it.
+        assessment: Its numbers.
+        visibility: Whether its words show its affect; empty where affect is within bounds.
+        coverage: Share of its tokens that were scored.
+        unvalidated: Whether the bank was not validated on its model.
+    """
+
+    turn_id: str
+    assessment: TurnAssessment
+    visibility: str
+    coverage: float
+    unvalidated: bool
+
+
+class Worst(NamedTuple):
+    """The turn that lay farthest out."""
+
+    turn_id: str
+    excess: Excess
+    user_affect: float
+
+
+@dataclass
+class Alert:
+    """One alert, all of it plain data that can be stored.
+
+    Attributes:
+        policy: Name of its policy.
+        target: What its turns were over on: affect or a family.
+        labels: What identifies it to those who are told.
+        runbook_url: Where to read on.
+        state: Where it is in its life.
+        started: When its first turn was over, in seconds since the epoch.
+        ended: When it was over; None while it lasts.
+        told: Whether people were told that it fires.
+        silenced: Why they were not, while it fires: muted or inhibited.
+        ending: Why it is over.
+        worst: The turn that lay farthest out.
+        visibility: Turns over, by whether their words show it.
+        coverage: Least coverage of turns over.
+        unvalidated: Whether one of them was of a model that the bank was not validated on.
+        over_turns: Turns over.
+        quiet_turns: Turns within bounds since the last one over.
+        turn_ids: The last turns over, newest last.
+    """
+
+    policy: str
+    target: str
+    labels: dict[str, str]
+    runbook_url: str
+    state: AlertState
+    started: float
+    ended: float | None = None
+    told: bool = False
+    silenced: str = ""
+    ending: str = ""
+    worst: Worst | None = None
+    visibility: dict[str, int] = field(default_factory=dict)
+    coverage: float = 1.0
+    unvalidated: bool = False
+    over_turns: int = 0
+    quiet_turns: int = 0
+    turn_ids: tuple[str, ...] = ()
+
+    def add(self, turn: JudgedTurn, excess: Excess) -> None:
+        """Takes in a turn that was over."""
+        self.over_turns += 1
+        self.quiet_turns = 0
+        self.turn_ids = (*self.turn_ids, turn.turn_id)[-EXAMPLES:]
+        if turn.visibility:
+            self.visibility = dict(Counter(self.visibility) + Counter([turn.visibility]))
+        self.coverage = min(self.coverage, turn.coverage)
+        self.unvalidated |= turn.unvalidated
+        if self.worst is None or _severity(excess) > _severity(self.worst.excess):
+            self.worst = Worst(turn.turn_id, excess, turn.assessment.user_affect)
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What the alert says."""
+        return {
+            "summary": self._summary(),
+            "description": " ".join(self._sentences()),
+            "turn_ids": ",".join(self.turn_ids),
+            **({"runbook_url": self.runbook_url} if self.runbook_url else {}),
+        }
+
+    def _summary(self) -> str:
+        if self.worst is None:
+            return f"Route {self.policy}: {self.target}"
+        amount = "more" if self.worst.excess.over_index >= 0 else "less"
+        return f"Route {self.policy} shows {amount} {self.target} than is warranted: {_excess(self.worst.excess)}"
+
+    def _sentences(self) -> list[str]:
+        """The description, most important first."""
+        told = [f"Resolved: {self.ending}."] if self.ending else []
+        told.append(f"{_turns(self.over_turns)} over since {_moment(self.started)}.")
+        if self.worst is None:
+            return told
+        excess, user = self.worst.excess, self.worst.user_affect
+        told.append(
+            f"Worst: {_excess(excess)} what is warranted (p = {excess.p_value:.4f}; {self.target} {excess.value:.2f}, "
+            f"warranted {excess.warranted:.2f})."
+        )
+        if self.visibility:
+            told.append(f"By their words: {', '.join(f'{n} {how}' for how, n in sorted(self.visibility.items()))}.")
+        told.append(f"Least coverage {self.coverage:.2f}.")
+        told.append(f"The user of the worst turn was {'' if user >= _UPSET else 'not '}upset (U = {user:.1f}).")
+        if self.unvalidated:
+            told.append("Unvalidated: the bank was not validated on the model of some of these turns.")
+        told.append(f"See the worst turn: affect-monitor audit show {self.worst.turn_id} --file AUDIT_FILE")
+        return told
+
+
+def labels_of(policy: Policy, target: str) -> dict[str, str]:
+    """What identifies the alert of a rule; bounded, for no turn and no request is in it."""
+    return {
+        "alertname": ALERT_NAME,
+        "policy": policy.name,
+        "target": target,
+        "severity": policy.severity,
+        **({"owner": policy.owner} if policy.owner else {}),
+    }
+
+
+def rules_of(policy: Policy) -> dict[str, float]:
+    """False-alarm rates of what a policy watches, by target."""
+    return {AFFECT: policy.turn.false_alarm_rate, **policy.families}
+
+
+def over_on(policy: Policy, assessment: TurnAssessment) -> dict[str, Excess]:
+    """The targets of a policy that a turn is over on, with their excess; what is no number is not over."""
+    excesses = {AFFECT: assessment.affect, **assessment.families}
+    return {target: excesses[target] for target, rate in rules_of(policy).items() if excesses[target].p_value <= rate}
+
+
+def _severity(excess: Excess) -> tuple[float, float]:
+    """How far out an excess is: many turns share the smallest p-value that a reference can show."""
+    return -excess.p_value, abs(excess.over_index)
+
+
+def _excess(excess: Excess) -> str:
+    return f"{abs(excess.over_index):.1f} scales {'beyond' if excess.over_index >= 0 else 'below'}"
+
+
+def _turns(count: int) -> str:
+    return f"{count} turn{'' if count == 1 else 's'}"
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
