@@ -26,6 +26,7 @@ from monitor.policy.faults import Faults
 from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
 from monitor.sidecar.canary_prompts import TOKEN_LABEL
+from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.generation import Generation
 from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
 from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
@@ -125,7 +126,8 @@ class Pipeline:
         self.canary_token = ""
         """Marks the turns of the run of canary prompts under way; empty: there is none."""
         self._generation = self._made(bank)
-        self._judge = TurnJudge(metrics, alerts, baseline, audit, faults)
+        self.drifts = Drifts(metrics)
+        self._judge = TurnJudge(metrics, alerts, baseline, audit, faults, self.drifts)
         self._timeout = turn_timeout
         self._allow_unvalidated = allow_unvalidated
         self._sessions: dict[SessionKey, EngineSession] = {}
@@ -228,6 +230,7 @@ class Pipeline:
                     del self._sessions[session.key]
             self.alerts.sweep()
             self._judge.show_alerts()
+            self.drifts.show()
             self.metrics.set("affect_turns_open", self._open)
         return done.assessments
 
@@ -500,7 +503,9 @@ class Pipeline:
         targets = [
             (policy.name, target) for policy in self.policies.policies for target in ("affect", *policy.families)
         ]
+        self.drifts.follow(self.bank, self.policies)
         metrics.declare("affect_turns_total", [(name,) for name in names])
+        metrics.declare("affect_turns_judged_total", [(name,) for name in names])
         metrics.declare("affect_turns_over_total", targets)
         metrics.declare("affect_alerts_fired_total", targets)
         metrics.declare("affect_turns_unjudged_total", [(name, mark) for name in names for mark in MARKS])
@@ -508,10 +513,28 @@ class Pipeline:
         metrics.declare(
             "affect_tokens_missing_total", [(reason,) for reason in (*GAP_REASONS.values(), UNTOLD, REFUSED)]
         )
+        metrics.replace(
+            "affect_policy_info",
+            {
+                (policy.name, policy.stance.value, policy.severity, policy.owner): 1.0
+                for policy in self.policies.policies
+            },
+        )
+        metrics.replace("affect_policy_budget", _budgets(self.policies))
         metrics.replace("affect_bank_info", {(card.bank_id, card.model.name, str(card.validated).lower()): 1.0})
 
     def _count_streams(self) -> None:
         self.metrics.set("affect_streams_open", sum(session.streams for session in self._sessions.values()))
+
+
+def _budgets(policies: PolicyFile) -> dict[tuple[str, ...], float]:
+    """What share of turns may be over, and what share unseen, by policy and budget."""
+    budgets: dict[tuple[str, ...], float] = {}
+    for policy in policies.policies:
+        budgets[policy.name, "unjudged"] = policy.coverage.budget
+        if policy.rate is not None:
+            budgets[policy.name, "over"] = policy.rate.budget
+    return budgets
 
 
 def _take_token(start: ingest_pb2.Start, token: str) -> bool:
