@@ -30,6 +30,7 @@ except ImportError as error:
     sys.exit(2)
 
 from monitor.cli_audit import audit_app
+from monitor.cli_rules import rules_app
 from monitor.terminal import ERRORS, Bar, need
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ app.add_typer(bank_app, name="bank")
 corpus_app = typer.Typer(help="Have a corpus written.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(audit_app, name="audit")
+app.add_typer(rules_app, name="rules")
 
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
 _MODEL = Annotated[str, typer.Option("--model", help="Folder of a transformers model; demo: the demo assistant.")]
@@ -139,6 +141,9 @@ def serve(
         Path | None,
         typer.Option(help="Keeps turns that alerted, a sample of the rest, and what was done to the sidecar."),
     ] = None,
+    state_file: Annotated[
+        Path | None, typer.Option(help="Evidence of drift and alerts outlast a restart in this file.")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")
     ] = None,
@@ -156,7 +161,7 @@ def serve(
         "bank": bank, "policy": policy, "ingest": ingest, "http_host": http_host, "http_port": http_port,
         "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
         "baseline_file": baseline_file, "baseline_turns": baseline_turns, "audit_file": audit_file,
-        "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "insecure": insecure,
+        "state_file": state_file, "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "insecure": insecure,
         "token_file": token_file, "webhook_url": webhook_url,
     }  # fmt: skip
     chosen = load_settings(settings, flags)

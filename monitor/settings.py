@@ -67,6 +67,9 @@ class SidecarSettings(BaseSettings):
     audit_key_file: Path | None = Field(
         default=None, description="Secret of the audit file's hash chain: who lacks it can forge no row."
     )
+    state_file: Path | None = Field(
+        default=None, description="File that evidence of drift and alerts outlast a restart in; no text."
+    )
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")
     threads: int = Field(default=1, ge=1, description="Threads of the scoring matrix product.")

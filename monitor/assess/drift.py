@@ -224,7 +224,16 @@ class DriftWatch:
         }
 
     def restore(self, state: Mapping[str, Floats]) -> None:
-        """Goes on from the state of a watch with the same reference and stance."""
+        """Goes on from the state of a watch with the same reference and stance.
+
+        Raises:
+            ValueError: It is of another one.
+        """
+        mine = self.state()
+        for name, value in mine.items():
+            grows = name.endswith("scores") or name == "recent"
+            if name not in state or state[name].shape[grows:] != value.shape[grows:]:
+                raise ValueError(f"{name} does not fit this bank and stance")
         for prefix, ranks in (("ranks.", self._ranks), ("users.", self._user_ranks)):
             ranks.restore({name: state[f"{prefix}{name}"] for name in ("scores", "counts")})
         self._processes.restore(state["log_capital"].copy(), state["turns"].astype(np.int64))

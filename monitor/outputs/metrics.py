@@ -105,6 +105,7 @@ METRICS: dict[str, Spec] = {
         "counter", "Turns and actions missing from the audit store, by reason: queue_full, no_space, io.", ("reason",)
     ),
     "affect_monitor_fault": Spec("gauge", "Whether the monitor itself has this fault now.", ("fault",)),
+    "affect_state_saved_timestamp_seconds": Spec("gauge", "When the state that outlasts a restart was last saved."),
     "affect_ingest_lag_seconds": Spec("histogram", "From a frame's sending to its scoring.", (), _SECONDS),
     "affect_frame_seconds": Spec("histogram", "Time spent on one frame.", (), _SECONDS),
     "affect_config_last_reload_successful": Spec("gauge", "Whether the last reload of the policy was taken."),

@@ -89,6 +89,7 @@ class Drifts:
             mine = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             if mine:
                 watch.restore(mine)
+                self._pages.pop(policy, None)
 
 
 def _levels(policy: Policy) -> Levels:

@@ -31,6 +31,7 @@ from monitor.sidecar.generation import Generation
 from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
 from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
+from monitor.sidecar.state import State
 from monitor.turns.roles import Ints
 from monitor.wire.codec import Frame, rows_of
 from monitor.wire.v1 import ingest_pb2
@@ -261,6 +262,22 @@ class Pipeline:
                     turn.policy = policies.route(dict(turn.start.labels))
             self._declare()
             self._judge.show_alerts()
+
+    def state(self) -> State:
+        """What has to outlast this process."""
+        with self._lock:
+            return State(self.bank.card.tensors_sha256, self.drifts.state(), self.alerts.state())
+
+    def restore(self, state: State) -> None:
+        """Goes on from the state of an earlier process; evidence of drift against another bank is left behind.
+
+        Raises:
+            ValueError: A part of it does not fit.
+        """
+        with self._lock:
+            self.alerts.restore(state.alerts)
+            if state.bank == self.bank.card.tensors_sha256:
+                self.drifts.restore(state.drift)
 
     def turn(self, turn_id: str) -> ingest_pb2.Assessment | None:
         """A finished turn still in memory."""

@@ -41,6 +41,7 @@ from monitor.sidecar.liveness import Health
 from monitor.sidecar.memory import SharedMemoryLender
 from monitor.sidecar.pipeline import Pipeline
 from monitor.sidecar.servicer import IngestServicer
+from monitor.sidecar.state import StateFile
 from monitor.wire.v1 import inspect_pb2_grpc
 
 _LOG = structlog.get_logger("sidecar")
@@ -51,6 +52,7 @@ _MAX_METADATA = 8 << 10
 """Bytes of what goes before a call's first message."""
 _IDLE_MS, _HANDSHAKE_MS = 300_000, 10_000
 _SWEEP_SECONDS = 1.0
+_STATE_SECONDS = 60.0
 _GRACE_SECONDS = 1.0
 _READY, _LIVE = "affect.monitor.v1.IngestService", ""
 
@@ -102,6 +104,7 @@ class Sidecar:
             baseline=_baseline(settings, bank, self.metrics),
         )
         self._serving, self._stopping = threading.Event(), threading.Event()
+        self._remember()
         self._reloading = threading.Lock()
         self._health = Health()
         self._ingest = IngestServicer(self.pipeline, settings)
@@ -171,6 +174,29 @@ class Sidecar:
             made.append(to_webhook(settings.webhook_url, self.metrics))
             self._parts.callback(made[-1].close)
         return made
+
+    def _remember(self) -> None:
+        """Goes on where an earlier sidecar left off, and keeps what the next one has to know."""
+        if self._settings.state_file is None:
+            return
+        file = StateFile(self._settings.state_file)
+        left = file.load()
+        if left is not None:
+            try:
+                self.pipeline.restore(left)
+            except ValueError as error:
+                _LOG.error("state_not_taken", file=str(self._settings.state_file), error=str(error))
+
+        def save() -> None:
+            if file.save(self.pipeline.state()):
+                self.metrics.set("affect_state_saved_timestamp_seconds", time.time())
+
+        def keep() -> None:
+            while not self._stopping.wait(_STATE_SECONDS):
+                save()
+
+        threading.Thread(target=keep, name="state", daemon=True).start()
+        self._parts.callback(save)
 
     def _make_audit(self) -> AuditStore | None:
         settings = self._settings
