@@ -114,7 +114,7 @@ class MutingWindow(_Part):
     def _known(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (OSError, ValueError):
+        except (KeyError, OSError, ValueError):  # KeyError: not found, says zoneinfo
             raise ValueError(f"{name!r} is no time zone; name one as in Europe/Berlin, or UTC") from None
         return name
 
@@ -205,16 +205,24 @@ def load_policy(path: Path, bank: Bank) -> PolicyFile:
         PolicyError: Unreadable, not valid, a family the bank does not have, or a rate finer than its reference
             certifies.
     """
+    policies = read_policy(path)
+    for policy in policies.policies:
+        _check_against(policy, bank, path)
+    return policies
+
+
+def read_policy(path: Path) -> PolicyFile:
+    """Reads a policy file, whatever bank it will be used with.
+
+    Raises:
+        PolicyError: Unreadable or not valid.
+    """
     try:
-        document = _read(path)
-        policies = PolicyFile.model_validate(document)
+        return PolicyFile.model_validate(_read(path))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "(file)"
         raise PolicyError(f"{path}:{field}", first["msg"]) from None
-    for policy in policies.policies:
-        _check_against(policy, bank, path)
-    return policies
 
 
 def _read(path: Path) -> object:

@@ -14,8 +14,8 @@ _LEAST = 0.001
 """Alerts a day below which the figure itself says nothing more."""
 _WHOLE, _TENTHS = 10, 1
 _FIGURES = (
-    "alerts a day: at the share of turns over that the reference shows. At most: at any share up to the rate, which the "
-    "reference certifies with 95 % confidence. Of a budget both are bounds. Ever: the chance that it is ever raised."
+    "alerts a day: at the share of turns over that the reference shows. At most: at any share up to the rate, which "
+    "the reference certifies with 95 % confidence. Of a budget both are bounds. Ever: the chance that it ever comes."
 )
 _ASSUMED = (
     "Each policy is given all turns, for its share of the traffic is not known. Turns are taken as independent, spread "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ from hypothesis import strategies as st
 
 from monitor.assess.overindex import exceedance_bound
 from monitor.errors import PolicyError
-from monitor.policy.schema import Policy, PolicyFile, load_policy
+from monitor.policy.schema import MutingWindow, Policy, PolicyFile, load_policy
 from monitor.probes.bank import Bank, Stance
 
 
 def policy(name: str = "all", **fields: Any) -> dict[str, Any]:
     """A policy as YAML has it."""
     return {"name": name, "stance": "neutral", "turn": {"false_alarm_rate": 0.05}} | fields
+
+
+def night(**fields: Any) -> dict[str, Any]:
+    """A muting window as YAML has it."""
+    return {"start": "22:00", "end": "06:00"} | fields
 
 
 GOOD = {
@@ -29,7 +35,7 @@ GOOD = {
             families={"contagion": 0.1},
         ),
         policy("support", match={"route": "care"}, stance="supportive"),
-        policy("all", families={"warmth": 0.02}, severity="critical", owner="team", runbook_url="https://example.org"),
+        policy("all", families={"warmth": 0.02}, severity="critical", owner="team", rate={"budget": 0.1}),
     ],
 }  # fmt: skip
 
@@ -57,6 +63,16 @@ class TestGoodFiles:
             "min_coverage": 0.9,
             "pending_turns": 1,
             "resolve_turns": 5,
+            "stale_minutes": 60,
+        }
+        assert everything.rate is not None
+        assert everything.rate.model_dump() == {"budget": 0.1, "period_days": 30, "min_turns": 50}
+        assert care.rate is None
+        assert care.model_dump(include={"drift", "mirror", "coverage", "mute"}) == {
+            "drift": {"alpha": 0.01},
+            "mirror": {"alpha": 0.01, "window_turns": 200},
+            "coverage": {"budget": 0.05},
+            "mute": (),
         }
 
     @pytest.mark.parametrize(
@@ -116,6 +132,33 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "no turns to resolve": (
         [policy(turn={"false_alarm_rate": 0.1, "resolve_turns": 0})], "policies.0.turn.resolve_turns", "greater than"
     ),
+    "budget that false alarms spend": ([policy(rate={"budget": 0.05})], "policies.0", "spent by false alarms alone"),
+    "budget of everything": ([policy(rate={"budget": 1})], "policies.0.rate.budget", "less than 1"),
+    "budget without a period": (
+        [policy(rate={"budget": 0.1, "period_days": 0})], "policies.0.rate.period_days", "greater than 0"
+    ),
+    "drift at no level": ([policy(drift={"alpha": 0})], "policies.0.drift.alpha", "greater than 0"),
+    "mirror through too few turns": (
+        [policy(mirror={"window_turns": 19})], "policies.0.mirror.window_turns", "greater than or equal to 20"
+    ),
+    "coverage budget of everything": ([policy(coverage={"budget": 1})], "policies.0.coverage.budget", "less than 1"),
+    "muted on no day": ([policy(mute=[night(days=[])])], "policies.0.mute.0.days", "at least 1"),
+    "muted on a day that is none": ([policy(mute=[night(days=["monday"])])], "policies.0.mute.0.days.0", "'mon'"),
+    "muted in a zone that is none": (
+        [policy(mute=[night(timezone="Berlin")])], "policies.0.mute.0.timezone", "as in Europe/Berlin"
+    ),
+    "muted in a file of this machine": (
+        [policy(mute=[night(timezone="../../etc/passwd")])], "policies.0.mute.0.timezone", "is no time zone"
+    ),
+    "muted from a time with its own zone": (
+        [policy(mute=[night(start="22:00Z")])], "policies.0.mute.0.start", "no time of day"
+    ),
+    "muted from an hour that is none": (
+        [policy(mute=[night(start="24:00")])], "policies.0.mute.0.start", "no time of day"
+    ),
+    "where runbooks stood before": (
+        [policy(runbook_url="https://example.org")], "policies.0.runbook_url", "not permitted"
+    ),
 }  # fmt: skip
 
 
@@ -131,6 +174,20 @@ class TestBadFiles:
         with pytest.raises(PolicyError, match=message) as caught:
             load_policy(path, small_bank)
         assert caught.value.field == f"{path}:{field}"
+
+    def test_with_times_that_yaml_takes_for_numbers(self, tmp_path: Path, small_bank: Bank) -> None:
+        """A time without quotes, which YAML reads as a number of minutes, is refused with the way to write it."""
+        text = """
+version: 1
+policies:
+  - name: all
+    stance: neutral
+    turn: {false_alarm_rate: 0.05}
+    mute: [{start: 22:00, end: 06:00}]
+"""
+        with pytest.raises(PolicyError, match='in quotes, as in "22:00"') as caught:
+            load_policy(write(tmp_path, text), small_bank)
+        assert caught.value.field.endswith(":policies.0.mute.0.start")
 
     @pytest.mark.parametrize(
         ("document", "field"),
@@ -170,6 +227,82 @@ class TestBadFiles:
             with pytest.raises(PolicyError, match=str(path)) as caught:
                 load_policy(path, small_bank)
             assert caught.value.field == "--policy"
+
+
+def at(moment: str) -> float:
+    """A moment in seconds since the epoch."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
+class TestMuting:
+    """Times in which nobody is told."""
+
+    @pytest.mark.parametrize(
+        ("moment", "holds"),
+        [
+            ("2026-03-04T08:59:59+00:00", False),
+            ("2026-03-04T09:00:00+00:00", True),
+            ("2026-03-04T16:59:59+00:00", True),
+            ("2026-03-04T17:00:00+00:00", False),
+            ("2026-03-05T12:00:00+00:00", False),
+        ],
+    )
+    def test_within_a_day(self, moment: str, holds: bool) -> None:
+        """A window begins with its start, is over at its end, and is of its days alone."""
+        assert MutingWindow(days=("wed",), start="09:00", end="17:00").holds(at(moment)) is holds
+
+    @pytest.mark.parametrize(
+        ("moment", "holds"),
+        [
+            ("2026-03-06T23:00:00+00:00", True),
+            ("2026-03-07T05:59:59+00:00", True),
+            ("2026-03-07T06:00:00+00:00", False),
+            ("2026-03-07T23:00:00+00:00", False),
+            ("2026-03-06T05:00:00+00:00", False),
+        ],
+    )
+    def test_over_midnight_belongs_to_the_day_it_begins_on(self, moment: str, holds: bool) -> None:
+        """Friday's night goes on on Saturday morning, and Thursday's does not on Friday's."""
+        assert MutingWindow(days=("fri",), start="22:00", end="06:00").holds(at(moment)) is holds
+
+    def test_over_midnight_from_sunday_to_monday(self) -> None:
+        """The last day of the week is followed by the first."""
+        window = MutingWindow(days=("sun",), start="22:00", end="02:00")
+        assert window.holds(at("2026-03-09T01:00:00+00:00"))
+        assert not window.holds(at("2026-03-10T01:00:00+00:00"))
+
+    def test_that_ends_when_it_begins_lasts_a_day(self) -> None:
+        """A window whose end is its start is a whole day, from then on."""
+        window = MutingWindow(days=("sat",), start="06:00", end="06:00")
+        assert window.holds(at("2026-03-08T05:59:00+00:00"))
+        assert not window.holds(at("2026-03-08T06:00:00+00:00"))
+
+    @pytest.mark.parametrize(
+        ("moment", "holds"),
+        [
+            ("2026-03-04T20:59:00+00:00", False),
+            ("2026-03-04T21:00:00+00:00", True),
+            ("2026-07-04T19:59:00+00:00", False),
+            ("2026-07-04T20:00:00+00:00", True),
+        ],
+    )
+    def test_goes_by_the_clocks_of_its_zone(self, moment: str, holds: bool) -> None:
+        """Ten in the evening in Berlin is nine UTC in winter and eight in summer."""
+        assert MutingWindow(start="22:00", end="06:00", timezone="Europe/Berlin").holds(at(moment)) is holds
+
+
+class TestRunbooks:
+    """Where an alert's page is."""
+
+    @pytest.mark.parametrize("folder", ["https://example.org/runbooks", "https://example.org/runbooks/"])
+    def test_is_the_folder_and_the_alerts_name(self, folder: str) -> None:
+        """The address is the same with and without a slash at the folder's end."""
+        found = PolicyFile.model_validate(GOOD | {"links": {"runbooks": folder}})
+        assert found.runbook("AffectDrift") == "https://example.org/runbooks/AffectDrift.md"
+
+    def test_is_empty_without_a_folder(self) -> None:
+        """A file that names no folder gives no address."""
+        assert not PolicyFile.model_validate(GOOD).runbook("AffectDrift")
 
 
 names, values = st.sampled_from(["route", "tier", "tenant"]), st.sampled_from(["care", "gold", "x"])
