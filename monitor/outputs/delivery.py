@@ -171,7 +171,7 @@ class Delivery:
 
     def _failed(self, notices: int, error: str) -> bool:
         self._count("failed", notices)
-        _LOG.warning("receiver_unreachable", receiver=self._receiver, error=error, waiting=len(self._waiting))
+        _LOG.warning("receiver_unreachable", receiver=self._receiver, alerts=notices, error=error)
         return False
 
     def _count(self, result: str, alerts: int) -> None:

@@ -125,7 +125,7 @@ class Alert:
     def _sentences(self) -> list[str]:
         """The description, most important first."""
         told = [f"Resolved: {self.ending}."] if self.ending else []
-        told.append(f"{_turns(self.over_turns)} over since {_moment(self.started)}.")
+        told.append(f"{turns(self.over_turns)} over since {_moment(self.started)}.")
         if self.worst is None:
             return told
         excess, user = self.worst.excess, self.worst.user_affect
@@ -174,7 +174,8 @@ def _excess(excess: Excess) -> str:
     return f"{abs(excess.over_index):.1f} scales {'beyond' if excess.over_index >= 0 else 'below'}"
 
 
-def _turns(count: int) -> str:
+def turns(count: int) -> str:
+    """So many turns, in words."""
     return f"{count} turn{'' if count == 1 else 's'}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from monitor.assess.overindex import Excess
-from monitor.policy.alert import Alert, AlertState, JudgedTurn, labels_of, over_on, rules_of
+from monitor.policy.alert import Alert, AlertState, JudgedTurn, labels_of, over_on, rules_of, turns
 from monitor.policy.schema import Policy, PolicyFile
 
 MUTED, INHIBITED = "muted", "inhibited"
@@ -139,7 +139,7 @@ class AlertEngine:
         alert.quiet_turns += 1
         within = policy.turn.resolve_turns
         if alert.state is AlertState.PENDING or alert.quiet_turns >= within:
-            self._resolve(alert, f"{within} turns in a row were within bounds")
+            self._resolve(alert, f"within bounds for {turns(within)} in a row")
 
     def _resolve(self, alert: Alert, why: str) -> None:
         """Takes an alert off; only one that was told is told to be over."""

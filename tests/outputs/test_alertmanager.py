@@ -2,123 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from receivers import PATIENCE, STARTED, Double, alert, count, wait_for_count
 
-from monitor.assess.overindex import Excess
 from monitor.errors import SetupError
-from monitor.outputs import alertmanager
-from monitor.outputs.alertmanager import AlertmanagerSender, payload
+from monitor.outputs import delivery
+from monitor.outputs.alertmanager import ALERTMANAGER, payload, to_alertmanager
+from monitor.outputs.delivery import Delivery
 from monitor.outputs.metrics import Metrics
-from monitor.policy.engine import Alert, AlertState
-from monitor.policy.schema import Policy, TurnRule
-from monitor.probes.bank import Stance
+from monitor.policy.alert import Alert
 
-PATIENCE = 20.0
-"""Seconds after which a wait is a failure."""
-NOW = 1.75e9 + 3600
 LONG = 3600.0
 """Seconds that never pass in a test."""
-
-
-def alert(target: str = "affect", *, ended: float | None = None, name: str = "desk") -> Alert:
-    """A firing alert, or a resolved one."""
-    policy = Policy(
-        name=name, stance=Stance.NEUTRAL, turn=TurnRule(false_alarm_rate=0.05), severity="critical", owner="desk-team"
-    )
-    state = AlertState.FIRING if ended is None else AlertState.RESOLVED
-    worst = Excess(3.0, 1.0, 2.0, 0.005)
-    made = Alert(policy, target, state, 1.75e9, ended, worst, "text_silent", over_turns=1)
-    made.turn_ids.append("bank-1-1")
-    return made
-
-
-class Double:
-    """Alertmanager's v2 endpoint: keeps what is posted, and answers with ``status``."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.batches: list[list[dict[str, Any]]] = []
-        self.refused = 0
-        self.paths: set[str] = set()
-        self.changed = threading.Condition()
-        self.arrived, self.hold = threading.Event(), threading.Event()
-        self.hold.set()
-        self._server: HTTPServer | None = None
-        self.port = 0
-        self.start()
-
-    @property
-    def url(self) -> str:
-        """Base address."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def taken(self) -> list[dict[str, Any]]:
-        """Alerts that were taken, in order."""
-        with self.changed:
-            return [each for batch in self.batches for each in batch]
-
-    def start(self) -> None:
-        """Listens, at the same port as before."""
-        double = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version: ClassVar[str] = "HTTP/1.1"  # type: ignore[misc]
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                double.arrived.set()
-                double.hold.wait(PATIENCE)
-                status = double.take(self.path, json.loads(body))
-                self.send_response(status)
-                self.send_header("content-length", "0")
-                self.send_header("connection", "close")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Says nothing."""
-
-        HTTPServer.allow_reuse_address = True
-        self._server = HTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        """Goes away."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-
-    def take(self, path: str, batch: list[dict[str, Any]]) -> int:
-        """Keeps a batch unless it is to be refused."""
-        with self.changed:
-            self.paths.add(path)
-            if self.status < 300:
-                self.batches.append(batch)
-            else:
-                self.refused += 1
-            self.changed.notify_all()
-            return self.status
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Waits until something is so."""
-        with self.changed:
-            assert self.changed.wait_for(condition, PATIENCE)
+NOW = STARTED + 3600
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow one another at once."""
-    monkeypatch.setattr(alertmanager, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(alertmanager, "_LAST_WAIT", 0.02)
+    monkeypatch.setattr(delivery, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(delivery, "_LAST_WAIT", 0.02)
 
 
 @pytest.fixture
@@ -137,32 +45,18 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def sender(double: Double, metrics: Metrics) -> Iterator[Callable[..., AlertmanagerSender]]:
+def sender(double: Double, metrics: Metrics) -> Iterator[Callable[..., Delivery]]:
     """Makes senders to the double."""
-    made: list[AlertmanagerSender] = []
+    made: list[Delivery] = []
 
-    def make(firing: Callable[[], list[Alert]] = list, **options: Any) -> AlertmanagerSender:
-        made.append(AlertmanagerSender(double.url, metrics, firing, **{"resend_seconds": LONG, **options}))
+    def make(firing: Callable[[], list[Alert]] = list, **options: Any) -> Delivery:
+        made.append(to_alertmanager(double.url, metrics, firing, **{"resend_seconds": LONG, **options}))
         return made[-1]
 
     yield make
     double.hold.set()
     for each in made:
         each.close()
-
-
-def count(metrics: Metrics, result: str) -> float:
-    """Alerts with this result."""
-    return metrics.value("affect_notifications_total", result)
-
-
-def wait_for_count(metrics: Metrics, result: str, least: int) -> None:
-    """Waits until so many alerts have this result."""
-    passed, tick = 0.0, threading.Event()
-    while count(metrics, result) < least and passed < PATIENCE:
-        tick.wait(0.005)
-        passed += 0.005
-    assert count(metrics, result) >= least
 
 
 def targets(posted: list[dict[str, Any]]) -> list[str]:
@@ -186,38 +80,36 @@ class TestPayload:
 
     def test_of_a_resolved_alert_has_an_end(self) -> None:
         """A resolved alert has the same labels and start, and an end."""
-        posted = payload(alert(ended=1.75e9 + 60), NOW)
+        posted = payload(alert(ended=STARTED + 60), NOW)
         assert posted["endsAt"] == "2025-06-15T15:07:40+00:00"
         assert {**posted, "endsAt": None} == {**payload(alert(), NOW), "endsAt": None}
 
-    @pytest.mark.parametrize("ended", [None, 1.75e9 - 600, 1.75e9 + 600])
+    @pytest.mark.parametrize("ended", [None, STARTED - 600, STARTED + 600])
     def test_of_a_clock_that_was_put_back(self, ended: float | None) -> None:
         """Nothing begins or ends later than now or ends before it begins: Alertmanager refuses such alerts."""
-        posted = payload(alert(ended=ended), 1.75e9 - 300)
-        ends = 1.75e9 - 600 if ended == 1.75e9 - 600 else 1.75e9 - 300
+        posted = payload(alert(ended=ended), STARTED - 300)
+        ends = STARTED - 600 if ended == STARTED - 600 else STARTED - 300
         assert posted["startsAt"] == datetime.fromtimestamp(ends, timezone.utc).isoformat()
         assert posted.get("endsAt") == (None if ended is None else posted["startsAt"])
 
     def test_is_of_the_clock_at_the_time_of_posting(
-        self, double: Double, sender: Callable[..., AlertmanagerSender], monkeypatch: pytest.MonkeyPatch
+        self, double: Double, sender: Callable[..., Delivery], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A clock that is put right while Alertmanager is away does not leave it with alerts that it refuses."""
         double.stop()
         to = sender()
-        to.send(alert())
-        monkeypatch.setattr(alertmanager.time, "time", lambda: 1.75e9 - 300)
+        to.send([alert()])
+        monkeypatch.setattr(delivery.time, "time", lambda: STARTED - 300)
         double.start()
         double.wait(lambda: bool(double.batches))
         assert double.taken[0]["startsAt"] == "2025-06-15T15:01:40+00:00"
 
-    def test_is_the_state_at_the_time_of_sending(
-        self, double: Double, sender: Callable[..., AlertmanagerSender]
-    ) -> None:
+    def test_is_the_state_at_the_time_of_sending(self, double: Double, sender: Callable[..., Delivery]) -> None:
         """What happens to an alert after it was queued does not change what was queued."""
         double.hold.clear()
         to, changing = sender(), alert()
-        to.send(changing)
-        changing.ended = 1.75e9 + 1
+        to.send([changing])
+        changing.ended = STARTED + 1
         double.hold.set()
         double.wait(lambda: len(double.batches) == 1)
         assert "endsAt" not in double.taken[0]
@@ -226,20 +118,24 @@ class TestPayload:
 class TestSending:
     """From the queue to Alertmanager."""
 
-    def test_posts_to_the_v2_api(
-        self, double: Double, metrics: Metrics, sender: Callable[..., AlertmanagerSender]
-    ) -> None:
+    def test_posts_to_the_v2_api(self, double: Double, metrics: Metrics, sender: Callable[..., Delivery]) -> None:
         """An alert arrives at /api/v2/alerts as a list, and is counted."""
-        sender().send(alert())
-        wait_for_count(metrics, "sent", 1)
+        sender().send([alert()])
+        wait_for_count(metrics, ALERTMANAGER, "sent", 1)
         assert double.batches == [[payload(alert(), NOW)]]
         assert double.paths == {"/api/v2/alerts"}
-        assert metrics.value("affect_notifications_waiting") == 0
+        assert metrics.value("affect_notifications_waiting", ALERTMANAGER) == 0
+
+    def test_posts_what_changed_together_at_once(self, double: Double, sender: Callable[..., Delivery]) -> None:
+        """Alerts of a group are in one post."""
+        sender().send([alert("affect"), alert("warmth")])
+        double.wait(lambda: bool(double.batches))
+        assert [targets(batch) for batch in double.batches] == [["affect", "warmth"]]
 
     def test_keeps_a_path_in_the_address(self, double: Double, metrics: Metrics) -> None:
         """An Alertmanager behind a path prefix is posted to under it."""
-        to = AlertmanagerSender(double.url + "/am/", metrics, list)
-        to.send(alert())
+        to = to_alertmanager(double.url + "/am/", metrics, list)
+        to.send([alert()])
         to.close()
         assert double.paths == {"/am/api/v2/alerts"}
 
@@ -247,10 +143,10 @@ class TestSending:
     def test_refuses_an_address_that_cannot_be_posted_to(self, url: str, metrics: Metrics) -> None:
         """An address that is none is an error at the start, and not of a thread later on."""
         with pytest.raises(SetupError, match="such as http://127") as caught:
-            AlertmanagerSender(url, metrics, list)
+            to_alertmanager(url, metrics, list)
         assert caught.value.field == "--alertmanager-url"
 
-    def test_declares_every_result(self, metrics: Metrics, sender: Callable[..., AlertmanagerSender]) -> None:
+    def test_declares_every_result(self, metrics: Metrics, sender: Callable[..., Delivery]) -> None:
         """All results exist at zero before the first alert."""
         sender()
         shown = {
@@ -267,7 +163,7 @@ class TestAbsence:
 
     @pytest.mark.parametrize("way", ["down", "erring"])
     def test_keeps_alerts_and_delivers_them_once_in_order(
-        self, way: str, double: Double, metrics: Metrics, sender: Callable[..., AlertmanagerSender]
+        self, way: str, double: Double, metrics: Metrics, sender: Callable[..., Delivery]
     ) -> None:
         """Alerts of an outage arrive after it, in the order they were sent, none twice."""
         if way == "down":
@@ -276,70 +172,70 @@ class TestAbsence:
             double.status = 503
         to = sender()
         for number in range(5):
-            to.send(alert(f"t{number}"))
-        wait_for_count(metrics, "failed", 15)
-        assert metrics.value("affect_notifications_waiting") == 5
-        to.send(alert("t5"))
+            to.send([alert(f"t{number}")])
+        wait_for_count(metrics, ALERTMANAGER, "failed", 15)
+        assert metrics.value("affect_notifications_waiting", ALERTMANAGER) == 5
+        to.send([alert("t5")])
         double.status = 200
         if way == "down":
             double.start()
-        wait_for_count(metrics, "sent", 6)
-        to.send(alert("t6"))
-        wait_for_count(metrics, "sent", 7)
+        wait_for_count(metrics, ALERTMANAGER, "sent", 6)
+        to.send([alert("t6")])
+        wait_for_count(metrics, ALERTMANAGER, "sent", 7)
         assert targets(double.taken) == [f"t{number}" for number in range(7)]
-        assert metrics.value("affect_notifications_waiting") == 0
-        assert count(metrics, "dropped") == 0
+        assert metrics.value("affect_notifications_waiting", ALERTMANAGER) == 0
+        assert count(metrics, ALERTMANAGER, "dropped") == 0
 
     def test_gives_up_the_oldest_for_the_newest_and_counts_them(
-        self, double: Double, metrics: Metrics, sender: Callable[..., AlertmanagerSender]
+        self, double: Double, metrics: Metrics, sender: Callable[..., Delivery]
     ) -> None:
         """A full queue loses its oldest alerts, counted, and keeps the newest."""
         double.status = 500
         to = sender(queue=3)
         for number in range(8):
-            to.send(alert(f"t{number}"))
-        assert count(metrics, "dropped") == 5
-        assert metrics.value("affect_notifications_waiting") == 3
+            to.send([alert(f"t{number}")])
+        assert count(metrics, ALERTMANAGER, "dropped") == 5
+        assert metrics.value("affect_notifications_waiting", ALERTMANAGER) == 3
         double.status = 200
-        wait_for_count(metrics, "sent", 3)
+        wait_for_count(metrics, ALERTMANAGER, "sent", 3)
         assert targets(double.taken) == ["t5", "t6", "t7"]
 
     def test_what_is_pushed_out_while_it_is_posted_takes_nothing_with_it(
-        self, double: Double, metrics: Metrics, sender: Callable[..., AlertmanagerSender]
+        self, double: Double, metrics: Metrics, sender: Callable[..., Delivery]
     ) -> None:
         """Alerts that came during a post stay queued, though the post's own were pushed out meanwhile."""
         double.hold.clear()
         to = sender(queue=2)
-        to.send(alert("t0"))
+        to.send([alert("t0")])
         assert double.arrived.wait(PATIENCE)
         for number in range(1, 4):
-            to.send(alert(f"t{number}"))
+            to.send([alert(f"t{number}")])
         double.hold.set()
         double.wait(lambda: {"t2", "t3"} <= {each["labels"]["target"] for batch in double.batches for each in batch})
-        wait_for_count(metrics, "sent", 3)
+        wait_for_count(metrics, ALERTMANAGER, "sent", 3)
         assert targets(double.taken) == ["t0", "t2", "t3"]
-        assert count(metrics, "dropped") == 2
+        assert count(metrics, ALERTMANAGER, "dropped") == 2
 
     def test_does_not_try_a_rejected_alert_again(
-        self, double: Double, metrics: Metrics, sender: Callable[..., AlertmanagerSender]
+        self, double: Double, metrics: Metrics, sender: Callable[..., Delivery]
     ) -> None:
         """An alert that Alertmanager calls invalid is counted and does not stand in the way of later ones."""
         double.status = 400
         to = sender()
-        to.send(alert("bad"))
-        wait_for_count(metrics, "rejected", 1)
+        to.send([alert("bad")])
+        wait_for_count(metrics, ALERTMANAGER, "rejected", 1)
         double.status = 200
-        to.send(alert("good"))
-        wait_for_count(metrics, "sent", 1)
+        to.send([alert("good")])
+        wait_for_count(metrics, ALERTMANAGER, "sent", 1)
         assert targets(double.taken) == ["good"]
         assert double.refused == 1
-        assert count(metrics, "failed") == 0
+        assert count(metrics, ALERTMANAGER, "failed") == 0
 
 
 class TestRepetition:
     """Alertmanager resolves what it does not hear of."""
 
-    def test_tells_firing_alerts_again(self, double: Double, sender: Callable[..., AlertmanagerSender]) -> None:
+    def test_tells_firing_alerts_again(self, double: Double, sender: Callable[..., Delivery]) -> None:
         """What fires is posted again and again without having changed; what no longer fires is not."""
         firing = [alert("a"), alert("b")]
         sender(lambda: list(firing), resend_seconds=0.01)
@@ -350,16 +246,14 @@ class TestRepetition:
         double.wait(lambda: len(double.batches) >= seen + 3)
         assert targets(double.batches[-1]) == ["a"]
 
-    def test_goes_on_beside_a_stream_of_changes(
-        self, double: Double, sender: Callable[..., AlertmanagerSender]
-    ) -> None:
+    def test_goes_on_beside_a_stream_of_changes(self, double: Double, sender: Callable[..., Delivery]) -> None:
         """Changes that come more often than repetitions are due do not put the repetitions off."""
         to = sender(lambda: [alert("steady")], resend_seconds=0.05)
         stop = threading.Event()
 
         def change() -> None:
             while not stop.wait(0.001):
-                to.send(alert("busy"))
+                to.send([alert("busy")])
 
         thread = threading.Thread(target=change)
         thread.start()
@@ -371,7 +265,7 @@ class TestRepetition:
         assert {"busy", "steady"} <= set(targets(double.taken))
 
     def test_says_nothing_when_nothing_fires(
-        self, double: Double, metrics: Metrics, sender: Callable[..., AlertmanagerSender]
+        self, double: Double, metrics: Metrics, sender: Callable[..., Delivery]
     ) -> None:
         """Without alerts there are no posts."""
         asked = threading.Semaphore(0)
@@ -384,7 +278,7 @@ class TestRepetition:
         for _ in range(5):
             assert asked.acquire(timeout=PATIENCE)
         assert double.batches == []
-        assert count(metrics, "sent") == 0
+        assert count(metrics, ALERTMANAGER, "sent") == 0
 
 
 class TestClosing:
@@ -392,9 +286,9 @@ class TestClosing:
 
     def test_sends_what_waits(self, double: Double, metrics: Metrics) -> None:
         """Alerts queued just before the end arrive."""
-        to = AlertmanagerSender(double.url, metrics, list)
+        to = to_alertmanager(double.url, metrics, list)
         for number in range(20):
-            to.send(alert(f"t{number}"))
+            to.send([alert(f"t{number}")])
         to.close()
         assert targets(double.taken) == [f"t{number}" for number in range(20)]
 
@@ -402,36 +296,36 @@ class TestClosing:
         self, double: Double, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In the middle of a long wait between retries, one last try is made, and what is lost is counted."""
-        monkeypatch.setattr(alertmanager, "_FIRST_WAIT", LONG)
-        monkeypatch.setattr(alertmanager, "_LAST_WAIT", LONG)
+        monkeypatch.setattr(delivery, "_FIRST_WAIT", LONG)
+        monkeypatch.setattr(delivery, "_LAST_WAIT", LONG)
         double.status = 503
-        to = AlertmanagerSender(double.url, metrics, list)
-        to.send(alert())
+        to = to_alertmanager(double.url, metrics, list)
+        to.send([alert()])
         double.wait(lambda: double.refused == 1)
         to.close(timeout=LONG)
         assert double.refused == 2
-        assert count(metrics, "dropped") == 1
-        assert metrics.value("affect_notifications_waiting") == 0
+        assert count(metrics, ALERTMANAGER, "dropped") == 1
+        assert metrics.value("affect_notifications_waiting", ALERTMANAGER) == 0
 
     def test_does_not_wait_longer_than_it_may(self, double: Double, metrics: Metrics) -> None:
         """An Alertmanager that takes the call and never answers does not hold up the end."""
         double.hold.clear()
-        to = AlertmanagerSender(double.url, metrics, list)
-        to.send(alert())
+        to = to_alertmanager(double.url, metrics, list)
+        to.send([alert()])
         to.close(timeout=0.1)
-        assert count(metrics, "dropped") == 1
+        assert count(metrics, ALERTMANAGER, "dropped") == 1
         double.hold.set()
 
     def test_ends_a_sender_that_has_nothing_to_do(self, metrics: Metrics) -> None:
         """An idle sender ends at once, whether or not anybody listens."""
-        to = AlertmanagerSender("http://127.0.0.1:9", metrics, lambda: [alert()], resend_seconds=LONG)
+        to = to_alertmanager("http://127.0.0.1:9", metrics, lambda: [alert()], resend_seconds=LONG)
         to.close(timeout=LONG)
-        assert count(metrics, "failed") == 0
+        assert count(metrics, ALERTMANAGER, "failed") == 0
 
     def test_may_be_asked_for_twice(self, double: Double, metrics: Metrics) -> None:
         """A second end changes nothing."""
-        to = AlertmanagerSender(double.url, metrics, list)
-        to.send(alert())
+        to = to_alertmanager(double.url, metrics, list)
+        to.send([alert()])
         to.close()
         to.close()
         assert targets(double.taken) == ["affect"]

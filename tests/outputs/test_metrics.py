@@ -23,7 +23,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "metrics.txt"
 """Written anew by ``AFFECT_UPDATE_GOLDEN=1 pytest tests/outputs/test_metrics.py``; look at the difference."""
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 UNITS = ("_total", "_info", "_seconds", "_ratio", "_probability", "_index", "_affect", "_score", "_bytes")
-COUNTS = ("_open", "_capacity", "_active", "_waiting", "_successful", "_rows", "_fault")
+COUNTS = (
+    "_open", "_capacity", "_active", "_waiting", "_successful", "_rows", "_fault", "_silenced", "_alarm", "_turns",
+    "_evalue", "_line", "_distance", "_slope", "_budget",
+)  # fmt: skip
 
 
 def registered(metrics: Metrics) -> CollectorRegistry:
@@ -92,7 +95,9 @@ def lively() -> Metrics:
     metrics.add("affect_turns_visibility_total", 1, "desk", "text_silent")
     metrics.replace("affect_alerts_active", {("desk", "affect", "firing"): 1.0})
     metrics.set("affect_alerts_fired_total", 1, "desk", "affect")
-    metrics.add("affect_notifications_total", 1, "sent")
+    metrics.add("affect_notifications_total", 1, "alertmanager", "sent")
+    metrics.set("affect_notifications_waiting", 0, "alertmanager")
+    metrics.replace("affect_alerts_silenced", {("crisis", "affect", "muted"): 1.0})
     metrics.set("affect_config_last_reload_successful", 1)
     metrics.set("affect_config_last_reload_success_timestamp_seconds", 1.75e9)
     return metrics

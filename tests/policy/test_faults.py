@@ -8,7 +8,7 @@ import pytest
 
 from monitor.outputs.alertmanager import payload
 from monitor.policy import faults as module
-from monitor.policy.faults import AUDIT_NOT_WRITTEN, FaultKind, Faults, MonitorFault
+from monitor.policy.faults import AUDIT_NOT_WRITTEN, BLIND, FaultKind, Faults, MonitorFault
 
 
 class Kept:
@@ -17,7 +17,7 @@ class Kept:
     def __init__(self) -> None:
         self.told: list[MonitorFault] = []
         self._now = 0.0
-        self.faults = Faults(self.told.append, self._tick)
+        self.faults = Faults(self.told.append, clock=self._tick)
 
     def _tick(self) -> float:
         self._now += 1
@@ -56,10 +56,28 @@ class TestFaults:
 
     def test_are_listed_oldest_first(self, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
         """Several that last are listed in the order in which they came up."""
-        monkeypatch.setitem(module.FAULTS, "AffectAardvark", FaultKind("critical", "Another"))
+        monkeypatch.setitem(module.FAULTS, "AffectAardvark", FaultKind("critical", "Another", inhibits=False))
         kept.faults.set(AUDIT_NOT_WRITTEN, True)
         kept.faults.set("AffectAardvark", True)
         assert [fault.name for fault in kept.faults.active] == [AUDIT_NOT_WRITTEN, "AffectAardvark"]
+
+    def test_inhibit_where_they_make_affect_doubtful(self, kept: Kept) -> None:
+        """A monitor that sees too little makes affect alerts doubtful; one that cannot write its audit does not."""
+        kept.faults.set(AUDIT_NOT_WRITTEN, True)
+        assert not kept.faults.inhibit()
+        kept.faults.set(BLIND, True)
+        assert kept.faults.inhibit()
+        kept.faults.set(BLIND, False)
+        assert not kept.faults.inhibit()
+
+    def test_carry_their_runbook(self) -> None:
+        """The link is that of the policy file in force when the fault comes up; without one there is none."""
+        told: list[MonitorFault] = []
+        faults = Faults(told.append, lambda alert: f"https://example.org/{alert}.md")
+        for failing in (True, False):
+            faults.set(BLIND, failing)
+        assert [fault.annotations["runbook_url"] for fault in told] == ["https://example.org/AffectBlind.md"] * 2
+        assert "runbook_url" not in MonitorFault(BLIND, "", 1.0).annotations
 
     def test_of_other_names_are_a_mistake_of_the_caller(self, kept: Kept) -> None:
         """An unknown name raises, and nothing is told."""
