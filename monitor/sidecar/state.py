@@ -61,7 +61,7 @@ class StateFile:
             return None
         try:
             return _parse(raw)
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             _LOG.error("state_not_read", file=str(self._path), error=str(error))
             return None
 
