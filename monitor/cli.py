@@ -30,6 +30,7 @@ except ImportError as error:
     sys.exit(2)
 
 from monitor.cli_audit import audit_app
+from monitor.cli_canary import canary
 from monitor.cli_rules import rules_app
 from monitor.terminal import ERRORS, Bar, need
 
@@ -62,6 +63,7 @@ corpus_app = typer.Typer(help="Have a corpus written.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(audit_app, name="audit")
 app.add_typer(rules_app, name="rules")
+app.command()(canary)
 
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
 _MODEL = Annotated[str, typer.Option("--model", help="Folder of a transformers model; demo: the demo assistant.")]
@@ -144,6 +146,16 @@ def serve(
     state_file: Annotated[
         Path | None, typer.Option(help="Evidence of drift and alerts outlast a restart in this file.")
     ] = None,
+    canary_url: Annotated[
+        str | None, typer.Option(help="Base address of the inference server, for canary prompts.")
+    ] = None,
+    canary_model: Annotated[str | None, typer.Option(help="Its name of the model; default: the bank's.")] = None,
+    canary_file: Annotated[
+        Path | None, typer.Option(help="Canary prompts, JSON Lines; default: the shipped ones.")
+    ] = None,
+    canary_record: Annotated[
+        Path | None, typer.Option(help="Keeps what canary prompts scored first, which later runs are compared with.")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="YAML file of settings; flags and AFFECT_* win over it.")
     ] = None,
@@ -162,7 +174,8 @@ def serve(
         "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
         "baseline_file": baseline_file, "baseline_turns": baseline_turns, "audit_file": audit_file,
         "state_file": state_file, "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "insecure": insecure,
-        "token_file": token_file, "webhook_url": webhook_url,
+        "token_file": token_file, "webhook_url": webhook_url, "canary_url": canary_url, "canary_model": canary_model,
+        "canary_file": canary_file, "canary_record": canary_record,
     }  # fmt: skip
     chosen = load_settings(settings, flags)
     if check_config:

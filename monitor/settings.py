@@ -70,6 +70,19 @@ class SidecarSettings(BaseSettings):
     state_file: Path | None = Field(
         default=None, description="File that evidence of drift and alerts outlast a restart in; no text."
     )
+    canary_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^/].*)?$",
+        description="Base address of the OpenAI-compatible server, for canary prompts; empty: none are played.",
+    )
+    canary_model: str = Field(default="", description="Its name of the model; empty: the bank's.")
+    canary_file: Path | None = Field(default=None, description="Canary prompts, JSON Lines; default: the shipped ones.")
+    canary_record: Path | None = Field(
+        default=None, description="File that keeps what they scored first: later runs are compared with it; no text."
+    )
+    canary_alpha: float = Field(
+        default=0.001, gt=0, lt=1, description="Chance that a run without a change in one direction is called changed."
+    )
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")
     threads: int = Field(default=1, ge=1, description="Threads of the scoring matrix product.")

@@ -31,12 +31,13 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 class Spec(NamedTuple):
-    """Declaration of one metric."""
+    """Declaration of one metric; a late one is not there before its first value, for 0 would say something."""
 
     kind: str
     help: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+    late: bool = False
 
 
 METRICS: dict[str, Spec] = {
@@ -106,6 +107,14 @@ METRICS: dict[str, Spec] = {
     ),
     "affect_monitor_fault": Spec("gauge", "Whether the monitor itself has this fault now.", ("fault",)),
     "affect_state_saved_timestamp_seconds": Spec("gauge", "When the state that outlasts a restart was last saved."),
+    "affect_canary_p_value": Spec(
+        "gauge", "Of the last canary run against the recorded one: small when over-index moved to one side.", late=True
+    ),
+    "affect_canary_shift": Spec("gauge", "Median change in over-index of canary prompts since recorded.", late=True),
+    "affect_canary_turns": Spec("gauge", "Prompts of the last canary run: same, changed, missing.", ("result",)),
+    "affect_canary_last_run_timestamp_seconds": Spec(
+        "gauge", "When canary prompts were last recorded or compared.", late=True
+    ),
     "affect_ingest_lag_seconds": Spec("histogram", "From a frame's sending to its scoring.", (), _SECONDS),
     "affect_frame_seconds": Spec("histogram", "Time spent on one frame.", (), _SECONDS),
     "affect_config_last_reload_successful": Spec("gauge", "Whether the last reload of the policy was taken."),
@@ -157,7 +166,7 @@ class Metrics(Collector):
             name: {} for name in METRICS if METRICS[name].kind == "histogram"
         }
         for name, spec in METRICS.items():
-            if not spec.labels:
+            if not spec.labels and not spec.late:
                 self._born(name, ())
 
     def add(self, name: str, amount: float = 1, *labels: str) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from monitor import __version__
 from monitor.policy.faults import Faults
+from monitor.sidecar.canary import Canaries
 from monitor.sidecar.guard import PageGuard
 from monitor.sidecar.pipeline import Pipeline
 
@@ -28,6 +29,7 @@ class HttpApp:
         guard: Decides who may see turns and alerts, and reload.
         ready: Whether engines are served.
         reload: Takes bank and policies anew for a peer; tells whether they were taken.
+        canaries: Plays canary prompts; None where there are none.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class HttpApp:
         *,
         ready: Callable[[], bool],
         reload: Callable[[str], bool],
+        canaries: Canaries | None,
     ) -> None:
         self._pipeline, self._faults = pipeline, faults
-        self._ready, self._reload = ready, reload
+        self._ready, self._reload, self._canaries = ready, reload, canaries
         self._registry = CollectorRegistry()
         self._registry.register(pipeline.metrics)
         self.asgi = Starlette(
@@ -50,6 +53,7 @@ class HttpApp:
                 Route("/healthz", lambda _: PlainTextResponse("ok\n")),
                 Route("/readyz", self._ready_page),
                 Route("/-/reload", guard(self._reload_page), methods=["POST"]),
+                Route("/-/canary", guard(self._canary_page), methods=["GET", "POST"]),
                 Route("/api/turns", guard(self._turns_page)),
             ]
         )
@@ -64,8 +68,19 @@ class HttpApp:
         return PlainTextResponse("ready\n")
 
     def _reload_page(self, request: Request) -> Response:
-        taken = self._reload(request.client.host if request.client else "")
+        taken = self._reload(_peer(request))
         return PlainTextResponse("reloaded\n" if taken else "refused; see the log\n", 200 if taken else 400)
+
+    def _canary_page(self, request: Request) -> Response:
+        """How canaries stand; a POST begins a run."""
+        if self._canaries is None:
+            return PlainTextResponse("no canary prompts are played; set canary_url\n", HTTPStatus.NOT_FOUND)
+        if request.method != "POST":
+            return JSONResponse(self._canaries.state)
+        run = self._canaries.begin(_peer(request))
+        if run is None:
+            return PlainTextResponse("a run is under way; ask again when it is over\n", HTTPStatus.CONFLICT)
+        return JSONResponse({"run": run}, HTTPStatus.ACCEPTED)
 
     def _landing(self, _request: Request) -> Response:
         pipeline, card = self._pipeline, self._pipeline.bank.card
@@ -86,3 +101,7 @@ class HttpApp:
 
     def _turns_page(self, _request: Request) -> Response:
         return JSONResponse([MessageToDict(turn) for turn in self._pipeline.recent()])
+
+
+def _peer(request: Request) -> str:
+    return request.client.host if request.client else ""

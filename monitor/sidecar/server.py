@@ -31,6 +31,7 @@ from monitor.probes.bank import Bank, load_bank
 from monitor.settings import SidecarSettings
 from monitor.sidecar.admin import Doorbook, admin
 from monitor.sidecar.bearer import BearerToken
+from monitor.sidecar.canary import Canaries
 from monitor.sidecar.guard import PageGuard
 from monitor.sidecar.http_app import HttpApp
 from monitor.sidecar.inspect_servicer import MAX_WATCHERS, InspectServicer
@@ -103,6 +104,7 @@ class Sidecar:
             faults=self.faults,
             baseline=_baseline(settings, bank, self.metrics),
         )
+        self._canaries = self._make_canaries()
         self._serving, self._stopping = threading.Event(), threading.Event()
         self._remember()
         self._reloading = threading.Lock()
@@ -152,6 +154,8 @@ class Sidecar:
     def stop(self) -> None:
         """Drains: no new streams, open ones get their time, alerts that wait go out."""
         self._serving.clear()
+        if self._canaries is not None:
+            self._canaries.stop()
         self._health.set(_READY, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._ingest.drain()
         deadline = time.monotonic() + self._settings.drain_seconds
@@ -216,6 +220,13 @@ class Sidecar:
         self._parts.callback(audit.close)
         return audit
 
+    def _make_canaries(self) -> Canaries | None:
+        if not self._settings.canary_url:
+            return None
+        canaries = Canaries(self._settings, self.pipeline, self.metrics, self._audit)
+        self._parts.callback(canaries.stop)
+        return canaries
+
     def _serve_grpc(self) -> grpc.Server:
         token = [TokenInterceptor(self._token, self._doors.token_refused)] if self._token else []
         server = grpc.server(
@@ -261,7 +272,14 @@ class Sidecar:
     def _serve_http(self) -> RunningServer:
         settings = self._settings
         guard = PageGuard(self._token, settings.http_host, self._doors.token_refused)
-        app = HttpApp(self.pipeline, self.faults, guard, ready=self._serving.is_set, reload=self.reload)
+        app = HttpApp(
+            self.pipeline,
+            self.faults,
+            guard,
+            ready=self._serving.is_set,
+            reload=self.reload,
+            canaries=self._canaries,
+        )
         return serve_in_thread(app.asgi, settings.http_host, settings.http_port, protocol=PatientProtocol)
 
     # -- alerts -------------------------------------------------------------------------------------------------------
