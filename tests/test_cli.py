@@ -26,6 +26,7 @@ from monitor.assess.overindex import finest_rate
 from monitor.errors import SetupError
 from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.metrics import Metrics
+from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank, Stance, load_bank, seal
 
 PATIENCE = 60.0
@@ -357,10 +358,46 @@ class TestCheckConfig:
         return str(request.param).split()
 
     def test_says_what_will_be_judged(self, command: list[str], run: Run, bank_folder: Path, policy_file: Path) -> None:
-        """Policies that fit the bank are listed with their rates and the reference behind them."""
+        """Policies that fit the bank are listed with their rates, the reference behind them and the alerts to come."""
         shown = run(*command, "--bank", bank_folder, "--policy", policy_file)
         assert shown.code == 0
-        assert shown.out == "desk: stance neutral, affect at 0.02, warmth at 0.05, judged against 200 reference turns\n"
+        assert shown.out.startswith(
+            "desk: stance neutral, judged against 200 reference turns\nat 10000 judged turns a day"
+        )
+        for rule in ("affect at 0.02", "warmth at 0.05", "alpha 0.01"):
+            assert rule in shown.out
+        assert "AffectBudgetBurn" not in shown.out
+        assert "its share of the traffic is not known" in shown.out
+
+    def test_forecasts_for_the_traffic_it_is_told(self, run: Run, bank_folder: Path, policy_file: Path) -> None:
+        """JSON has every rule's alerts a day; a tenth of the turns raises a tenth of the alerts."""
+        check = ("check-config", "--bank", bank_folder, "--policy", policy_file, "--json")
+        (much,) = json.loads(run(*check).out)["policies"]
+        (little,) = json.loads(run(*check, "--turns-per-day", 1000).out)["policies"]
+        assert [rule["target"] for rule in much["turn"]] == ["affect", "warmth"]
+        assert little["turns_per_day"] == 1000
+        assert little["per_day"] == pytest.approx(much["per_day"] / 10)
+        assert {rule["alert"]: rule["alpha"] for rule in much["ever"]}["AffectDrift"] == 0.01
+
+    def test_says_which_budget_never_burns(self, run: Run, bank_folder: Path, policy_file: Path) -> None:
+        """A budget alert that cannot fire at this traffic is named with what keeps it from that."""
+        policy_file.write_text(POLICY + "    rate: {budget: 0.03}\n")
+        shown = run("check-config", "--bank", bank_folder, "--policy", policy_file, "--turns-per-day", 500)
+        assert shown.code == 0
+        assert "AffectBudgetBurnFast never fires: its long window has 21 turns at this traffic" in shown.out
+        assert "AffectBudgetBurnSlow never fires" not in shown.out
+
+    def test_prints_the_schema_of_policies(self, run: Run) -> None:
+        """Editors get the JSON Schema without a bank or a policy."""
+        shown = run("check-config", "--schema")
+        assert shown.code == 0
+        assert json.loads(shown.out) == PolicyFile.model_json_schema()
+
+    @pytest.mark.parametrize(("flags", "field"), [((), "--bank"), (("--bank", "b"), "--policy")])
+    def test_asks_for_what_it_checks(self, flags: tuple[str, ...], field: str, run: Run) -> None:
+        """Without the schema asked for, bank and policy are needed, and the missing one is named."""
+        shown = run("check-config", *flags)
+        assert (shown.code, shown.error.split(":")[0]) == (2, f"error {field}")
 
     @pytest.mark.parametrize(
         ("change", "field"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom
@@ -19,33 +18,10 @@ from monitor.assess.overindex import AFFECT, certified_p
 from monitor.policy.alert import ALERT_NAME, rules_of
 from monitor.policy.schema import Policy, RateRule
 from monitor.probes.bank import Bank, Stance
+from monitor.rules.windows import DAY, HOUR, Burn, Windows
 
 _GRID = 1000
 """Shares tried between none and a certified rate."""
-
-
-class BurnWindow(NamedTuple):
-    """When an error budget burns too fast: its share of turns over, times a factor, in a long and a short window.
-
-    Attributes:
-        alert: Name of the alert.
-        factor: How many times faster than the budget allows.
-        long_hours: Length of the long window, for a budget of 30 days.
-        short_hours: Length of the short one, which ends the alert soon after the burning ends.
-    """
-
-    alert: str
-    factor: float
-    long_hours: float
-    short_hours: float
-
-
-BURN_WINDOWS = (
-    BurnWindow("AffectBudgetBurnFast", 14.4, 1.0, 1 / 12),
-    BurnWindow("AffectBudgetBurnSlow", 6.0, 6.0, 0.5),
-)
-_PERIOD_DAYS = 30.0
-"""Period of a budget for which the windows have these lengths."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +119,7 @@ def forecast(policy: Policy, bank: Bank, turns_per_day: int) -> Forecast:
         turns_per_day: Judged turns a day, all of them under this policy.
     """
     turn = tuple(_of_target(policy, bank, target, rate, turns_per_day) for target, rate in rules_of(policy).items())
-    burn = _of_budget(policy.rate, turn[0], turns_per_day) if policy.rate else ()
+    burn = _of_budget(policy, policy.rate, turn[0], turns_per_day) if policy.rate else ()
     return Forecast(
         policy=policy.name,
         stance=policy.stance.value,
@@ -223,14 +199,14 @@ def _of_target(policy: Policy, bank: Bank, target: str, rate: float, turns_per_d
     )
 
 
-def _of_budget(rule: RateRule, affect: TurnForecast, turns_per_day: int) -> tuple[BurnForecast, ...]:
-    return tuple(_of_window(rule, window, affect, turns_per_day) for window in BURN_WINDOWS)
+def _of_budget(policy: Policy, rule: RateRule, affect: TurnForecast, turns_per_day: int) -> tuple[BurnForecast, ...]:
+    windows = Windows.of(policy)
+    named = {"AffectBudgetBurnFast": windows.fast, "AffectBudgetBurnSlow": windows.slow}
+    return tuple(_of_window(name, rule, window, affect, turns_per_day) for name, window in named.items())
 
 
-def _of_window(rule: RateRule, window: BurnWindow, affect: TurnForecast, turns_per_day: int) -> BurnForecast:
-    scale = rule.period_days / _PERIOD_DAYS
-    hours = window.long_hours * scale, window.short_hours * scale
-    long_turns, short_turns = (max(1, round(turns_per_day * each / 24)) for each in hours)
+def _of_window(alert: str, rule: RateRule, window: Burn, affect: TurnForecast, turns_per_day: int) -> BurnForecast:
+    long_turns, short_turns = (max(1, round(turns_per_day * span / DAY)) for span in (window.long, window.short))
     threshold = window.factor * rule.budget
     never = ""
     if threshold >= 1:
@@ -241,4 +217,13 @@ def _of_window(rule: RateRule, window: BurnWindow, affect: TurnForecast, turns_p
         0.0 if never else turns_per_day * burns_per_turn(share, threshold, long_turns, short_turns)
         for share in (affect.share, affect.rate)
     )
-    return BurnForecast(window.alert, threshold, *hours, long_turns, per_day, at_most, never)
+    return BurnForecast(
+        alert=alert,
+        threshold=threshold,
+        long_hours=window.long / HOUR,
+        short_hours=window.short / HOUR,
+        long_turns=long_turns,
+        per_day=per_day,
+        per_day_at_most=at_most,
+        never=never,
+    )
