@@ -22,6 +22,7 @@ from monitor.sidecar.server import Sidecar
 
 POLICY = """
 version: 1
+links: {runbooks: "https://example.org/runbooks"}
 policies:
   - name: helpline
     match: {route: helpline}
@@ -31,7 +32,6 @@ policies:
     stance: neutral
     severity: critical
     owner: desk-team
-    runbook_url: https://example.org/runbook
     turn: {false_alarm_rate: 0.02, pending_turns: 2, resolve_turns: 3, min_assistant_tokens: 8}
 """
 ROUTES = """

@@ -110,7 +110,7 @@ def alertmanager_away(folder: Path) -> Result:
         changes = _changes(at, engine, 12)
         time.sleep(max(0.0, _AWAY_SECONDS - (time.monotonic() - began)))
         result.promise("all changes wait", at.page_value("affect_notifications_waiting") == changes)
-        tries = len(at.sidecar.events("alertmanager_unreachable"))
+        tries = len(at.sidecar.events("receiver_unreachable"))
         # After 0.5, 1, 2, 4 ... seconds.
         most = 4 + (time.monotonic() - began) / 4
         result.promise("tries become rarer", 1 <= tries <= most)
@@ -122,7 +122,7 @@ def alertmanager_away(folder: Path) -> Result:
             result.add(engine.ask("stop"))
             at.wait(lambda: at.page_value("affect_notifications_waiting") == 0)
             page = at.sidecar.page()
-            _check_order(recorder.alerts, at.sidecar.events("alert"), result)
+            _check_order(recorder.alerts, at.sidecar.changes, result)
         finally:
             recorder.close()
         result.promise(
@@ -151,7 +151,7 @@ def alertmanager_away_for_long(folder: Path) -> Result:
         result.promise("the client is heard", engine.ask("flush"))
         waiting = at.page_value("affect_notifications_waiting")
         dropped = at.page_value("affect_notifications_total", result="dropped")
-        told = at.sidecar.events("alert")
+        told = at.sidecar.changes
         result.promise("what waits is bounded", waiting == QUEUE)
         result.promise("what is given up is counted", dropped == len(told) - QUEUE > 0)
         recorder = Recorder(port)
@@ -170,9 +170,9 @@ def alertmanager_away_for_long(folder: Path) -> Result:
 def _changes(at: Site, engine: Any, count: int) -> int:
     """Has alerts fire and resolve in turn, so often."""
     for number in range(count):
-        before = len(at.sidecar.events("alert"))
+        before = len(at.sidecar.changes)
         engine.ask(f"affect {CALM if number % 2 else OVER}")
-        at.wait(lambda before=before: len(at.sidecar.events("alert")) > before)
+        at.wait(lambda before=before: len(at.sidecar.changes) > before)
     return count
 
 

@@ -251,6 +251,11 @@ class SidecarProcess:
         return [line for line in lines if line.get("event") == name]
 
     @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Alerts that began to fire or resolved, as its log tells of them."""
+        return [alert for line in self.events("alerts") for alert in line["alerts"]]
+
+    @property
     def rss_mb(self) -> float:
         """Resident memory, in megabytes of 1,000,000 bytes."""
         return self._status("VmRSS") * 1024 / 1e6

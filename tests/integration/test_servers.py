@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import subprocess
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -47,9 +47,10 @@ class TestAlertmanager:
             assert shown["labels"] == LABELS
             told = shown["annotations"]
             assert told["turn_ids"] == ",".join(turn.turn_id for turn in over)
-            assert told["runbook_url"] == "https://example.org/runbook"
-            assert "2 turn(s) over" in told["description"]
-            assert "policy desk" in told["summary"]
+            assert told["runbook_url"] == "https://example.org/runbooks/AffectOverIndex.md"
+            assert told["description"].startswith("2 turns over since ")
+            assert told["description"].endswith("--file AUDIT_FILE")
+            assert told["summary"].startswith("Route desk shows more affect than is warranted: ")
 
             firing = notices[1].get(timeout=PATIENCE)
             assert (firing["status"], firing["commonLabels"]) == ("firing", LABELS)
@@ -70,13 +71,13 @@ class TestAlertmanager:
         with watch(alertmanager_url=f"http://127.0.0.1:{port}") as (sidecar, engine):
             for _ in range(2):
                 engine.turn(OVERSHOOT)
-            eventually(lambda: sidecar.metrics.value("affect_notifications_total", "failed"))
-            assert sidecar.metrics.value("affect_notifications_waiting") == 1
+            eventually(lambda: sidecar.metrics.value("affect_notifications_total", "alertmanager", "failed"))
+            assert sidecar.metrics.value("affect_notifications_waiting", "alertmanager") == 1
             alertmanager = start_alertmanager(port)
             (shown,) = eventually(lambda: alertmanager.get("/api/v2/alerts"), alertmanager)
             assert shown["labels"] == LABELS
-            eventually(lambda: sidecar.metrics.value("affect_notifications_total", "sent"))
-            assert sidecar.metrics.value("affect_notifications_waiting") == 0
+            eventually(lambda: sidecar.metrics.value("affect_notifications_total", "alertmanager", "sent"))
+            assert sidecar.metrics.value("affect_notifications_waiting", "alertmanager") == 0
 
     def test_is_told_what_waits_when_the_sidecar_stops(
         self, watch: Callable[..., Any], start_alertmanager: Callable[[int], Server]
@@ -88,6 +89,27 @@ class TestAlertmanager:
                 engine.turn(OVERSHOOT)
         (shown,) = alertmanager.get("/api/v2/alerts")
         assert shown["labels"] == LABELS
+
+
+class TestWebhook:
+    """A receiver made for Alertmanager's webhook, which the sidecar posts to itself."""
+
+    def test_is_told_what_alertmanager_would_tell(
+        self, watch: Callable[..., Any], start_alertmanager: Callable[[int], Server], notices: Notices
+    ) -> None:
+        """The sidecar's message has every field of the real Alertmanager's, and names the same alert."""
+        alertmanager = start_alertmanager(free_port())
+        with watch(alertmanager_url=alertmanager.url, webhook_url=notices[0]) as (_, engine):
+            for _ in range(2):
+                engine.turn(OVERSHOOT)
+            told = {notice["receiver"]: notice for notice in (notices[1].get(timeout=PATIENCE) for _ in range(2))}
+        ours, theirs = told["affect-monitor"], told["test"]
+        assert ours.keys() == theirs.keys()
+        ((alert,), (other,)) = ours["alerts"], theirs["alerts"]
+        assert alert.keys() == other.keys()
+        assert (alert["status"], alert["labels"], alert["endsAt"]) == ("firing", LABELS, other["endsAt"])
+        assert alert["annotations"] == other["annotations"]
+        assert moment(alert["startsAt"]) - moment(other["startsAt"]) < timedelta(seconds=1)
 
 
 class TestPrometheus:
