@@ -77,8 +77,12 @@ class ConditionalRanks:
         for held, scores in zip(self._bins, parts, strict=True):
             held.fill(scores)
 
+    def place(self, given: float) -> int:
+        """Which bin a turn with such a user falls into."""
+        return bisect_right(self._edges, given)
+
     def _bin(self, given: float) -> _Bin:
-        return self._bins[bisect_right(self._edges, given)]
+        return self._bins[self.place(given)]
 
 
 class _Bin:

@@ -31,7 +31,6 @@ ALARMS = (OVERFITTING, MIRROR, USERS)
 """Tests that have a line."""
 _WINDOW, _LEAST = 500, 50
 """Recent turns that distances are measured over, at most and at least."""
-_MOST_LEVERAGE = 2.0
 _SEED = 20260
 
 
@@ -147,7 +146,8 @@ class DriftWatch:
         self._tests = (*self._targets, MIRROR, USERS)
         self._reference = reference = _Reference.of(bank, stance)
         rng = np.random.default_rng(_SEED)
-        self._ranks = ConditionalRanks(bin_edges(reference.user), reference.user, reference.over_index, rng)
+        edges = bin_edges(reference.user)
+        self._ranks = ConditionalRanks(edges, reference.user, reference.over_index, rng)
         self._user_ranks = ConditionalRanks([], reference.user, reference.user[:, None], rng)
         count = len(self._targets)
         self._runs = {OVERFITTING: slice(0, count), MIRROR: slice(count, count + 1), USERS: slice(count + 1, None)}
@@ -157,7 +157,7 @@ class DriftWatch:
         sides[self._runs[USERS]] = 0
         self._processes = EProcesses(sides)
         self._reference_slope = mirror_band(reference.user.tolist(), reference.affect.tolist())
-        self._user_mean, self._user_scale = float(reference.user.mean()), max(float(reference.user.std()), 1e-6)
+        self._departures = _departures(edges, reference.user)
         self._alarms = {test: _Alarm() for test in ALARMS}
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
         self.adopt(levels)
@@ -178,8 +178,10 @@ class DriftWatch:
         self._recent.append((user, turn.affect.value, turn.affect.over_index))
         scores, leverage = self._scores(user, over)
         # Whether a turn is learnt from may depend on those before it, but not on itself: ranks would not stay uniform.
-        if not any(alarm.on for alarm in self._alarms.values()):
+        # Users who have moved for good stop no learning of A given U: a fixed sample's luck would be found in the end.
+        if not (self._alarms[OVERFITTING].on or self._alarms[MIRROR].on):
             self._ranks.learn(user, over)
+        if not self._alarms[USERS].on:
             self._user_ranks.learn(user, np.array([user]))
         self._processes.update(scores, leverage)
         values = self._processes.log_values()
@@ -197,7 +199,7 @@ class DriftWatch:
         }
         last = slice(-self._mirror_turns, None)
         return Drift(
-            log_evalues={OVERFITTING: self._value(OVERFITTING, values), **by_test},
+            log_evalues=by_test | {test: self._shown(test, values) for test in ALARMS},
             log_lines={test: alarm.log_line for test, alarm in self._alarms.items()},
             alarms={test: alarm.on for test, alarm in self._alarms.items()},
             turns=int(self._processes.turns[0]),
@@ -217,8 +219,8 @@ class DriftWatch:
         return {
             **{f"ranks.{name}": value for name, value in self._ranks.state().items()},
             **{f"users.{name}": value for name, value in self._user_ranks.state().items()},
-            "log_capital": self._processes.log_capital,
-            "turns": self._processes.turns,
+            "log_capital": self._processes.log_capital.copy(),
+            "turns": self._processes.turns.copy(),
             "alarms": np.array(alarms, float),
             "recent": np.array(self._recent, float).reshape(-1, 3),
         }
@@ -242,13 +244,22 @@ class DriftWatch:
         self._recent.extend(map(tuple, state["recent"].tolist()))
 
     def _scores(self, user: float, over: Floats) -> tuple[Floats, Floats]:
-        """Normal score of every test's rank, and how far a shift of size 1 moves it."""
-        ranks = self._ranks.rank(user, over)
-        ranks += ranks[-1], *self._user_ranks.rank(user, np.array([user]))
-        leverage = np.ones(len(ranks))
-        departure = (user - self._user_mean) / self._user_scale
-        leverage[-2] = max(-_MOST_LEVERAGE, min(_MOST_LEVERAGE, departure))
-        return -ndtri(ranks), leverage
+        """Normal score of every test's rank, and how far a shift of size 1 moves it.
+
+        The mirror's is the difference between two turns in a row, from which the level of A drops out: an assistant that
+        shows more of everything mirrors no more than before. The first of the two says nothing.
+        """
+        ranks = [*self._ranks.rank(user, over), *self._user_ranks.rank(user, np.array([user]))]
+        *targets, users = (-ndtri(ranks)).tolist()
+        if self._first is None:
+            self._first = (user, targets[-1])
+            mirror = leverage = 0.0
+        else:
+            mirror = (targets[-1] - self._first[1]) / math.sqrt(2)
+            apart = (user - self._first[0]) / (math.sqrt(2) * self._user_scale)
+            leverage = max(-_MOST_LEVERAGE, min(_MOST_LEVERAGE, apart))
+            self._first = None
+        return np.array([*targets, mirror, users]), np.array([*[1.0] * len(targets), leverage, 1.0])
 
     def _change(self, test: str, values: Floats, scores: Floats, leverage: Floats) -> Change | None:
         alarm, run = self._alarms[test], self._runs[test]
@@ -268,8 +279,25 @@ class DriftWatch:
             self._processes.restart(run)
         return change
 
+    def _shown(self, test: str, values: Floats) -> float:
+        """Logarithm of a test's e-value; while it alarms no less than the line, as if betting had stopped there."""
+        value, alarm = self._value(test, values), self._alarms[test]
+        return max(value, alarm.log_line) if alarm.on else value
+
     def _value(self, test: str, values: Floats) -> float:
         """Logarithm of the e-value that a test alarms by; that of overfitting is the mean of those that count."""
         if test != OVERFITTING:
             return float(values[self._runs[test].start])
         return float(np.logaddexp.reduce(values[self._counting])) - math.log(len(self._counting))
+
+
+def _departures(edges: list[float], user: Floats) -> list[float]:
+    """How far users of each bin lie from the mean user, in standard deviations.
+
+    Ranks are uniform given the bin, not given the very user: a bet may know no more.
+    """
+    places, bins = np.searchsorted(edges, user, side="right"), len(edges) + 1
+    counts = np.maximum(np.bincount(places, minlength=bins), 1)
+    departures = np.bincount(places, user - user.mean(), bins) / counts / max(float(user.std()), 1e-6)
+    by_bin: list[float] = departures.tolist()
+    return by_bin
