@@ -91,8 +91,8 @@ class Engine:
         self._turns = 0
         self.tokens = 0
 
-    def turn(self, affect: float, **labels: str) -> ingest_pb2.Assessment:
-        """Sends a turn whose assistant shows so much affect, in reference standard deviations, and waits for it."""
+    def turn(self, affect: float, user_affect: float = 0.0, **labels: str) -> ingest_pb2.Assessment:
+        """Sends a turn whose assistant and user show so much affect, in standard deviations; waits for it."""
         ids = chatml_ids()
         asked, replied = [ids[letter] for letter in "where"], [ids[letter] for letter in "onitswaytoyou"]
         user, assistant = ([ids["<|im_start|>"], ids[role], ids["Ċ"]] for role in ("user", "assistant"))
@@ -102,8 +102,11 @@ class Engine:
         scores = np.zeros((len(tokens), columns.probes))
         scores[: len(prompt)] = tensors.turn_means[0, : columns.probes]
         scores[len(prompt) :] = tensors.turn_means[1, : columns.probes]
-        at = columns.assistant_affect
-        scores[len(prompt) :, at] += affect * tensors.turn_scales[1, at]
+        for role, part, at, shown in (
+            (0, slice(len(prompt)), columns.user_affect, user_affect),
+            (1, slice(len(prompt), None), columns.assistant_affect, affect),
+        ):
+            scores[part, at] += shown * tensors.turn_scales[role, at]
         self._turns += 1
         self.tokens += len(tokens)
         name = f"request-{self._turns}"

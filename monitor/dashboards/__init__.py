@@ -1,0 +1,1 @@
+"""The Grafana dashboards: made here, committed as ``alerts/dashboards/*.json``."""
