@@ -158,6 +158,8 @@ class DriftWatch:
         self._processes = EProcesses(sides)
         self._reference_slope = mirror_band(reference.user.tolist(), reference.affect.tolist())
         self._departures = _departures(edges, reference.user)
+        self._first: tuple[float, float] | None = None
+        """Score and departure of the first turn of a pair."""
         self._alarms = {test: _Alarm() for test in ALARMS}
         self._recent: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
         self.adopt(levels)
@@ -246,19 +248,17 @@ class DriftWatch:
     def _scores(self, user: float, over: Floats) -> tuple[Floats, Floats]:
         """Normal score of every test's rank, and how far a shift of size 1 moves it.
 
-        The mirror's is the difference between two turns in a row, from which the level of A drops out: an assistant that
+        The mirror is the difference of two turns in a row, from which the level of A drops out: an assistant that
         shows more of everything mirrors no more than before. The first of the two says nothing.
         """
         ranks = [*self._ranks.rank(user, over), *self._user_ranks.rank(user, np.array([user]))]
         *targets, users = (-ndtri(ranks)).tolist()
-        if self._first is None:
-            self._first = (user, targets[-1])
-            mirror = leverage = 0.0
-        else:
-            mirror = (targets[-1] - self._first[1]) / math.sqrt(2)
-            apart = (user - self._first[0]) / (math.sqrt(2) * self._user_scale)
-            leverage = max(-_MOST_LEVERAGE, min(_MOST_LEVERAGE, apart))
-            self._first = None
+        departure = self._departures[self._ranks.place(user)]
+        mirror = leverage = 0.0
+        if self._first is not None:
+            mirror = (targets[-1] - self._first[0]) / math.sqrt(2)
+            leverage = (departure - self._first[1]) / math.sqrt(2)
+        self._first = (targets[-1], departure) if self._first is None else None
         return np.array([*targets, mirror, users]), np.array([*[1.0] * len(targets), leverage, 1.0])
 
     def _change(self, test: str, values: Floats, scores: Floats, leverage: Floats) -> Change | None:
