@@ -20,6 +20,23 @@ def server(name: str) -> str:
     return str(found)
 
 
+def browser() -> tuple[str, Path]:
+    """Chromium, and the folder of playwright-core, which AFFECT_PLAYWRIGHT names the node_modules of.
+
+    AFFECT_REQUIRE_SERVERS=1 makes their absence a failure.
+    """
+    chromium, modules = shutil.which("chromium"), Path(os.environ.get("AFFECT_PLAYWRIGHT", "node_modules"))
+    if chromium is None or shutil.which("node") is None:
+        _lacking("SERVERS", "chromium or node is missing: apt-get install chromium nodejs npm")
+    if not (modules / "playwright-core").is_dir():
+        _lacking(
+            "SERVERS",
+            "playwright-core is missing: npm install --prefix FOLDER playwright-core@1.65.1, and "
+            "AFFECT_PLAYWRIGHT=FOLDER/node_modules",
+        )
+    return str(chromium), (modules / "playwright-core").resolve()
+
+
 def assistant() -> Path:
     """Folder of the demo assistant; AFFECT_REQUIRE_ASSISTANT=1 makes its absence a failure."""
     if not is_cached():

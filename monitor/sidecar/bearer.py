@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import stat
@@ -29,8 +30,19 @@ class BearerToken:
     def admits(self, authorization: str) -> bool:
         """Whether the value of an Authorization header shows the token; takes the same time for every wrong one."""
         scheme, _, given = authorization.partition(" ")
-        right = hmac.compare_digest(_digest(given.strip()), self._watched.current())
-        return right and scheme.lower() == "bearer"
+        return self._is(given.strip()) and scheme.lower() == "bearer"
+
+    def admits_password(self, authorization: str) -> bool:
+        """Whether the value of an Authorization header shows it as a password, as browsers do, of any user."""
+        scheme, _, given = authorization.partition(" ")
+        try:
+            _, _, password = base64.b64decode(given.strip(), validate=True).partition(b":")
+        except ValueError:
+            password = b""
+        return self._is(password.decode(errors="replace")) and scheme.lower() == "basic"
+
+    def _is(self, given: str) -> bool:
+        return hmac.compare_digest(_digest(given), self._watched.current())
 
 
 def read_token(file: Path) -> str:

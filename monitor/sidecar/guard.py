@@ -13,6 +13,8 @@ from monitor.sidecar.bearer import BearerToken
 from monitor.sidecar.listen import is_loopback
 
 _PORT = re.compile(r":\d*$")
+_LOOKS = ("GET", "HEAD")
+_BASIC = 'Basic realm="affect-monitor", charset="UTF-8"'
 
 Page = Callable[[Request], Response]
 
@@ -36,11 +38,18 @@ class PageGuard:
     def _refusal(self, request: Request) -> Response | None:
         if self._token is None:
             return self._refuse_stranger(request)
-        if self._token.admits(request.headers.get("authorization", "")):
+        shown = request.headers.get("authorization", "")
+        # A browser shows a password by itself, to whatever page makes it ask: good enough to look, not to change.
+        looks = request.method in _LOOKS
+        if self._token.admits(shown) or (looks and self._token.admits_password(shown)):
             return None
         self._refused(request.client.host if request.client else "")
-        headers = {"www-authenticate": "Bearer"}
-        return PlainTextResponse("asks for Authorization: Bearer TOKEN\n", HTTPStatus.UNAUTHORIZED, headers)
+        message = "asks for Authorization: Bearer TOKEN; browsers give the token as the password of any user\n"
+        refusal = PlainTextResponse(message, HTTPStatus.UNAUTHORIZED, {"www-authenticate": "Bearer"})
+        if looks:
+            # On a line of its own: browsers read one challenge a line.
+            refusal.headers.append("www-authenticate", _BASIC)
+        return refusal
 
     def _refuse_stranger(self, request: Request) -> Response | None:
         if not is_loopback(self._host):

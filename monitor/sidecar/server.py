@@ -276,6 +276,7 @@ class Sidecar:
             self.pipeline,
             self.faults,
             guard,
+            audit_file=settings.audit_file,
             ready=self._serving.is_set,
             reload=self.reload,
             canaries=self._canaries,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from monitor.probes.bank import Bank
 
 TOKEN = "correct-horse"  # noqa: S105 - of these tests alone
-GUARDED = [("GET", "/"), ("GET", "/api/turns"), ("POST", "/-/reload")]
-OPEN = [("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz")]
+LOOKS = [("GET", "/"), ("GET", "/turns"), ("GET", "/runbooks"), ("GET", "/api/status"), ("GET", "/api/turns")]
+GUARDED = [*LOOKS, ("POST", "/-/reload")]
+OPEN = [("GET", "/metrics"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/static/page.css")]
 WRONG = ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer corr\u00e9ct"]
 
 
@@ -43,6 +45,11 @@ def ask(sidecar: Sidecar, method: str, path: str, authorization: str | None = No
     return httpx.request(method, sidecar.http_url + path, headers=encoded, timeout=PATIENCE)
 
 
+def basic(user: str, password: str) -> str:
+    """The Authorization header of a browser."""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
 def refused(sidecar: Sidecar) -> float:
     """How many requests were refused."""
     return sidecar.metrics.value("affect_credentials_refused_total", "token")
@@ -59,7 +66,9 @@ class TestPages:
 
         answer = ask(sidecar, method, path, authorization)
 
-        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        challenges = answer.headers.get_list("www-authenticate")
+        assert (answer.status_code, challenges[0]) == (401, "Bearer")
+        assert [challenge.split()[0] for challenge in challenges[1:]] == ([] if method == "POST" else ["Basic"])
         assert TOKEN not in answer.text
         assert refused(sidecar) == 1
 
@@ -70,6 +79,19 @@ class TestPages:
 
         assert ask(sidecar, method, path, f"Bearer {TOKEN}").status_code == 200
         assert refused(sidecar) == 0
+
+    @pytest.mark.parametrize(("method", "path"), LOOKS)
+    @pytest.mark.parametrize("user", ["", "anyone"])
+    def test_token_as_a_password(self, method: str, path: str, user: str, serve: Any, token_file: Path) -> None:
+        """A browser, which asks for user and password, looks with the token as the password of anybody."""
+        sidecar = serve(token_file=token_file)
+
+        assert ask(sidecar, method, path, basic(user, TOKEN)).status_code == 200
+        assert ask(sidecar, method, path, basic(TOKEN, user)).status_code == 401
+
+    def test_password_changes_nothing(self, serve: Any, token_file: Path) -> None:
+        """Browsers send passwords whoever makes them ask, so that a password does not reload."""
+        assert ask(serve(token_file=token_file), "POST", "/-/reload", basic("", TOKEN)).status_code == 401
 
     @pytest.mark.parametrize(("method", "path"), OPEN)
     @pytest.mark.parametrize("flags", [{}, {"http_host": "0.0.0.0"}])  # noqa: S104 - what is tested

@@ -117,7 +117,7 @@ class TestPages:
         assert [turn["requestId"] for turn in turns] == ["over", "spoilt"]
         assert turns[0]["alerts"] == ["affect"]
         assert turns[1]["marks"] == ["nonfinite"]
-        assert turns[1]["overIndex"] == "NaN"
+        assert turns[1]["overIndex"] is None
 
     def test_finished_are_not_begun(self, serve: Any, connect: Any, small_bank: Bank) -> None:
         """Turns under way are counted as open, not as finished."""
