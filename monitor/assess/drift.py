@@ -1,9 +1,9 @@
 """Drift of one route: has the assistant changed, given what its users show, or have the users?
 
 Each judged turn is ranked among reference turns with like users and bets against "nothing has changed" (``conformal``,
-``evalue``). What is asked of the ranks: overfitting (A given U has risen: the mean of the e-values of affect and the
-watched families, an e-value whatever their dependence), affect and every family by itself, mirror (the slope of
-A on U has risen) and users (U has moved, for which the assistant is not to blame).
+``evalue``). What is asked of the ranks: overfitting (A given U has risen: the mean of the e-values of affect and of the
+watched families, half and half, an e-value whatever their dependence), affect and every family by itself, mirror (the
+slope of A on U has risen) and users (U has moved, for which the assistant is not to blame).
 """
 
 from __future__ import annotations
@@ -167,7 +167,10 @@ class DriftWatch:
     def adopt(self, levels: Levels) -> None:
         """Takes over what a reloaded policy asks; evidence stays."""
         self._mirror_turns = levels.mirror_turns
-        self._counting = [self._targets.index(target) for target in (*levels.families, AFFECT)]
+        families = levels.families
+        self._counting = [self._targets.index(target) for target in (*families, AFFECT)]
+        # Half for affect: a rise of affect alone is not told later where many families are watched.
+        self._log_weights = np.log([*(0.5 / len(families) for _ in families), 0.5 if families else 1.0])
         for test, alarm in self._alarms.items():
             alarm.log_line = -math.log(levels.mirror if test == MIRROR else levels.overfitting)
 
@@ -285,10 +288,10 @@ class DriftWatch:
         return max(value, alarm.log_line) if alarm.on else value
 
     def _value(self, test: str, values: Floats) -> float:
-        """Logarithm of the e-value that a test alarms by; that of overfitting is the mean of those that count."""
+        """Logarithm of the e-value that a test alarms by; that of overfitting is a mean of those that count."""
         if test != OVERFITTING:
             return float(values[self._runs[test].start])
-        return float(np.logaddexp.reduce(values[self._counting])) - math.log(len(self._counting))
+        return float(np.logaddexp.reduce(values[self._counting] + self._log_weights))
 
 
 def _departures(edges: list[float], user: Floats) -> list[float]:
