@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 from grafana_foundation_sdk.builders import bargauge, heatmap, prometheus, stat, statetimeline, table, timeseries
 from grafana_foundation_sdk.builders import common as common_builders
 from grafana_foundation_sdk.builders import dashboard as builders
-from grafana_foundation_sdk.builders import heatmap as heatmap_builders
 from grafana_foundation_sdk.models import common, dashboard, units
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
@@ -72,7 +71,9 @@ class Column(NamedTuple):
     limit: float | None = None
 
 
-P = TypeVar("P", stat.Panel, timeseries.Panel, bargauge.Panel, heatmap.Panel, statetimeline.Panel, table.Panel)
+_Panel = TypeVar(
+    "_Panel", stat.Panel, timeseries.Panel, bargauge.Panel, heatmap.Panel, statetimeline.Panel, table.Panel
+)
 
 
 def lines(about: About, *asks: Ask, stacked: bool = False) -> timeseries.Panel:
@@ -150,16 +151,10 @@ def distribution(about: About, buckets: str) -> heatmap.Panel:
     return (
         _described(heatmap.Panel(), about)
         .calculate(False)
-        .rows_frame(heatmap_builders.RowsHeatmapOptions().layout(common.HeatmapCellLayout.AUTO))
-        .y_axis(heatmap_builders.YAxisConfig().unit(about.unit))
-        .cell_values(heatmap_builders.CellValues().unit(TURNS))
-        .color(
-            heatmap_builders.HeatmapColorOptions()
-            .mode(HeatmapColorMode.SCHEME)
-            .scheme("Oranges")
-            .exponent(0.5)
-            .steps(64)
-        )
+        .rows_frame(heatmap.RowsHeatmapOptions().layout(common.HeatmapCellLayout.AUTO))
+        .y_axis(heatmap.YAxisConfig().unit(about.unit))
+        .cell_values(heatmap.CellValues().unit(TURNS))
+        .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").exponent(0.5).steps(64))
         .max_data_points(100)
         .with_target(query)
     )
@@ -210,7 +205,7 @@ _EDGE = [
 ]
 
 
-def _described(panel: P, about: About) -> P:
+def _described(panel: _Panel, about: About) -> _Panel:
     links = [builders.DashboardLink(f"Runbook: {name}").url(f"${{runbooks:raw}}/{name}.md") for name in about.alerts]
     return (
         panel.title(about.title)
@@ -228,7 +223,7 @@ def _query(reference: str, ask: Ask) -> prometheus.Dataquery:
     return query.legend_format(ask.legend) if ask.legend else query
 
 
-def _instant(panel: P, asks: Sequence[Ask]) -> P:
+def _instant(panel: _Panel, asks: Sequence[Ask]) -> _Panel:
     for reference, ask in zip(_REFERENCES, asks, strict=False):
         panel.with_target(_query(reference, ask).instant())
     return panel

@@ -8,7 +8,7 @@ from grafana_foundation_sdk.models import dashboard
 from monitor.dashboards.panels import SOURCE
 from monitor.dashboards.queries import SCOPE
 
-_SIDECARS = 'affect_build_info{job=~"$job"}'
+_POLICIES = f"label_values(affect_policy_info{{{SCOPE}}}, policy)"
 _RUNBOOKS = "https://runbooks.example.org/affect"
 """Stands for the address that only the reader knows."""
 Variable = builders.QueryVariable | builders.DatasourceVariable | builders.IntervalVariable | builders.TextBoxVariable
@@ -16,11 +16,10 @@ Variable = builders.QueryVariable | builders.DatasourceVariable | builders.Inter
 
 def of_fleet() -> list[Variable]:
     """Variables of dashboards that show many routes."""
-    policies = _choice("policy", "Route (policy)", f"label_values(affect_policy_info{{{SCOPE}}}, policy)")
     return [
         *_sidecars(),
-        _many("instance", "Sidecar", f"label_values({_SIDECARS}, instance)"),
-        _all(policies),
+        _many("instance", "Sidecar", 'label_values(affect_build_info{job=~"$job"}, instance)'),
+        _many("policy", "Route (policy)", _POLICIES),
         *_ways(),
     ]
 
@@ -29,14 +28,13 @@ def of_route() -> list[Variable]:
     """Variables of a dashboard that shows one route; a model and a bank choose their sidecars."""
     model = 'label_values(affect_bank_info{job=~"$job"}, model)'
     bank = 'label_values(affect_bank_info{job=~"$job", model=~"$model"}, bank_id)'
-    # No value of its own for "all": that of all sidecars is then the list of those that run the bank.
     instance = 'label_values(affect_bank_info{job=~"$job", model=~"$model", bank_id=~"$bank"}, instance)'
     return [
         *_sidecars(),
         _many("model", "Model", model),
         _many("bank", "Bank", bank),
-        _choice("instance", "Sidecar", instance).multi(True).include_all(True).current(_ALL),
-        _choice("policy", "Route (policy)", f"label_values(affect_policy_info{{{SCOPE}}}, policy)"),
+        _listed("instance", "Sidecar", instance),
+        _choice("policy", "Route (policy)", _POLICIES),
         *_ways(),
     ]
 
@@ -47,7 +45,7 @@ _ALL = dashboard.VariableOption(selected=True, text=["All"], value=["$__all"])
 def _sidecars() -> list[Variable]:
     return [
         builders.DatasourceVariable("datasource").label("Prometheus").type("prometheus"),
-        _many("job", "Job", "label_values(affect_build_info, job)"),
+        _listed("job", "Job", "label_values(affect_build_info, job)"),
     ]
 
 
@@ -77,9 +75,11 @@ def _choice(name: str, label: str, query: str) -> builders.QueryVariable:
     )
 
 
+def _listed(name: str, label: str, query: str) -> builders.QueryVariable:
+    """Several or all, where all are those that the query finds and no others."""
+    return _choice(name, label, query).multi(True).include_all(True).current(_ALL)
+
+
 def _many(name: str, label: str, query: str) -> builders.QueryVariable:
-    return _all(_choice(name, label, query))
-
-
-def _all(choice: builders.QueryVariable) -> builders.QueryVariable:
-    return choice.multi(True).include_all(True).all_value(".*").current(_ALL)
+    """Several or all, where all are any."""
+    return _listed(name, label, query).all_value(".*")
