@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -100,7 +99,7 @@ class Alert:
         self.quiet_turns = 0
         self.turn_ids = (*self.turn_ids, turn.turn_id)[-EXAMPLES:]
         if turn.visibility:
-            self.visibility = dict(Counter(self.visibility) + Counter([turn.visibility]))
+            self.visibility[turn.visibility] = self.visibility.get(turn.visibility, 0) + 1
         self.coverage = min(self.coverage, turn.coverage)
         self.unvalidated |= turn.unvalidated
         if self.worst is None or _severity(excess) > _severity(self.worst.excess):

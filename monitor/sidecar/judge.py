@@ -90,21 +90,24 @@ class TurnJudge:
 
     def show_alerts(self) -> None:
         """Puts the state of alerts on the page."""
+        active = self._alerts.active
         self._metrics.replace(
-            "affect_alerts_active",
-            {(alert.policy, alert.target, alert.state.value): 1.0 for alert in self._alerts.active},
+            "affect_alerts_active", {(alert.policy, alert.target, alert.state.value): 1.0 for alert in active}
         )
         self._metrics.replace(
             "affect_alerts_silenced",
-            {(alert.policy, alert.target, alert.silenced): 1.0 for alert in self._alerts.active if alert.silenced},
+            {(alert.policy, alert.target, alert.silenced): 1.0 for alert in active if alert.silenced},
         )
         for (policy, target), count in self._alerts.fired.items():
             self._metrics.set("affect_alerts_fired_total", count, policy, target)
 
     def _look(self, turn: OpenTurn, marks: list[str]) -> None:
         """Says whether the monitor sees; turns under way when the sidecar began could not be seen whole."""
-        if self._faults is not None and not turn.start.resumes:
-            self._faults.set(BLIND, self._sight.turn(marks), self._sight.description)
+        if self._faults is None or turn.start.resumes:
+            return
+        blind = self._sight.turn(marks)
+        if blind is not None:
+            self._faults.set(BLIND, blind, self._sight.description)
 
     def _account(self, ending: Ending, stats: TurnStats) -> dict[str, Any]:
         """What is told of every turn, above all where its tokens went: scored, not finite, or missing for a reason."""

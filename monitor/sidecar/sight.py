@@ -21,17 +21,18 @@ class Sight:
         self._turns: deque[frozenset[str]] = deque(maxlen=_TURNS)
         self._blind = False
 
-    def turn(self, marks: Collection[str]) -> bool:
-        """Takes in a turn that ended; returns whether the monitor is blind now.
+    def turn(self, marks: Collection[str]) -> bool | None:
+        """Takes in a turn that ended; returns whether the monitor is blind now, where that has changed.
 
         A turn that is short and was not seen may be short for what is missing of it: it counts.
         """
         unseen = UNSEEN.intersection(marks)
-        if not _ELSEWHERE.intersection(marks) and (unseen or "short" not in marks):
-            self._turns.append(unseen)
-            share = sum(map(bool, self._turns)) / len(self._turns)
-            self._blind = share >= (_SEES if self._blind else _BLIND) and len(self._turns) >= _LEAST
-        return self._blind
+        if _ELSEWHERE.intersection(marks) or ("short" in marks and not unseen):
+            return None
+        self._turns.append(unseen)
+        share = sum(map(bool, self._turns)) / len(self._turns)
+        before, self._blind = self._blind, share >= (_SEES if self._blind else _BLIND) and len(self._turns) >= _LEAST
+        return None if self._blind == before else self._blind
 
     @property
     def description(self) -> str:
