@@ -56,13 +56,13 @@ def _burn(name: str, policy: Policy, rate: RateRule, burn: Burn) -> AlertRule:
             f"and {_of(policy, f'policy:affect_turns_judged:rate{long}')} * {burn.long} >= {rate.min_turns}"
         ),
         severity=policy.severity,
-        summary=f"{policy.name}: the budget of turns over is spent {burn.factor:g} times too fast",
+        summary=f"{policy.name}: the budget of turns over is spent more than {burn.factor:g} times too fast",
         description=(
-            f"{{{{ $value | humanizePercentage }}}} of the turns judged in the last {long} showed more affect than is "
+            f"{{{{ $value | humanizePercentage }}}} of the turns judged in the last {long} lay outside what is "
             f"warranted; the budget is {_percent(rate.budget)} over {windows.period / 86400:g} days."
             + look(f"{share} / {rate.budget}", "It is spent VALUE times as fast as is allowed.")
             + look(f"{windows.period:.0f} * {rate.budget} / {share}", "At this pace a whole budget lasts DURATION.")
-            + _alarm_of_users(policy)
+            + _who_changed(policy)
             + _circumstances(name, policy)
         ),
         dashboard=_route(policy),
@@ -80,11 +80,7 @@ def _drifts(policy: Policy) -> list[AlertRule]:
         ("overfitting", policy.drift.alpha, policy.severity),
         summary=f"{name}: the assistant's affect has changed, for users like before",
         says="the assistant shows another affect than its reference for what users show",
-        looks=look(
-            f"topk(1, {_of(policy, _EVALUE, _FAMILIES)})",
-            'Leading: {{ . | first | label "test" }}, with an e-value of VALUE.',
-        )
-        + _alarm_of_users(policy),
+        looks=look(_of(policy, "policy:affect_drift_turns:sum"), "Turns it rests on: COUNT.") + _who_changed(policy),
     )
     mirror = _drift(
         "AffectMirrorDrift",
@@ -94,7 +90,7 @@ def _drifts(policy: Policy) -> list[AlertRule]:
         says="the slope of the assistant's affect on its users' has changed",
         looks=look(_of(policy, _SLOPE, 'bound="estimate"'), "Slope now: VALUE.")
         + look(_of(policy, _SLOPE, 'bound="reference"'), "Slope of the reference: VALUE.")
-        + _alarm_of_users(policy),
+        + _who_changed(policy),
     )
     users = _drift(
         "AffectUsersShifted",
@@ -127,10 +123,7 @@ def _drift(
         summary=summary,
         description=(
             f'The evidence that {says}: an e-value of {{{{ $value | printf "%.3g" }}}}. Where nothing has changed it '
-            f"ever reaches {line} with a chance of at most {_percent(alpha)}."
-            + look(_of(policy, "policy:affect_drift_turns:sum"), "Turns it rests on: COUNT.")
-            + looks
-            + _circumstances(name, policy)
+            f"ever reaches {line} with a chance of at most {_percent(alpha)}." + looks + _circumstances(name, policy)
         ),
         dashboard=_route(policy),
         labels=_labels(policy),
@@ -154,8 +147,9 @@ def _versions(policy: Policy) -> AlertRule:
         description=(
             f'Its share of turns over in the last {span} stands {{{{ $value | printf "%.1f" }}}} standard deviations '
             f"above that of all other versions; told beyond {VERSIONS_Z}."
-            f'\n{{{{- range query "{shares}" }}}}\n{{{{ .Labels.model }}}} with bank {{{{ .Labels.bank_id }}}}: '
-            "{{ .Value | humanizePercentage }} of turns over.\n{{- end }}"
+            f'\n{{{{- range query "{shares}" | sortByLabel "bank_id" }}}}\n'
+            "{{ .Labels.model }} with bank {{ .Labels.bank_id }}: {{ .Value | humanizePercentage }} of turns over."
+            "\n{{- end }}"
         ),
         dashboard=f"affect-versions?var-policy={policy.name}",
         labels=_labels(policy),
@@ -205,8 +199,15 @@ def _circumstances(alert: str, policy: Policy) -> str:
     return "".join(look(query, sentence) for query, sentence in looks.items())
 
 
-def _alarm_of_users(policy: Policy) -> str:
-    return _alarm(policy, "users", on="Users have changed too: see AffectUsersShifted.", off="Users have not changed.")
+def _who_changed(policy: Policy) -> str:
+    """Lines that say which family has changed most, and whether users have."""
+    leading = look(
+        f"topk(1, {_of(policy, _EVALUE, _FAMILIES)} > 1)",
+        'Most changed: {{ . | first | label "test" }}, with an e-value of VALUE.',
+    )
+    return leading + _alarm(
+        policy, "users", on="Users have changed too: see AffectUsersShifted.", off="Users have not changed."
+    )
 
 
 def _alarm(policy: Policy, test: str, *, on: str, off: str) -> str:

@@ -62,6 +62,6 @@ def promtool(rules: dict[str, Any]) -> str:
         path = Path(folder) / "rules.yaml"
         path.write_text(yaml.safe_dump(rules))
         done = subprocess.run(  # noqa: S603 - a program found on the PATH, with a file of ours
-            [program, "check", "rules", str(path)], capture_output=True, text=True, check=False
+            [program, "check", "rules", "--lint-fatal", str(path)], capture_output=True, text=True, check=False
         )
     return (done.stdout + done.stderr).strip() if done.returncode else ""
