@@ -19,7 +19,7 @@ from scipy.special import ndtri
 
 from monitor.assess.conformal import ConditionalRanks, bin_edges
 from monitor.assess.distance import MEASURES
-from monitor.assess.evalue import EProcesses
+from monitor.assess.evalue import SHIFTS, EProcesses
 from monitor.assess.mirror import MirrorBand, mirror_band
 from monitor.assess.overindex import AFFECT, STANCES, TurnAssessment, Warranted, target_values
 from monitor.probes.bank import Bank, Stance
@@ -111,8 +111,9 @@ class _Reference(NamedTuple):
 class _Alarm:
     """Whether a test has found a change that has not been found undone.
 
-    While it is on, bets go against the shift that was found: with odds of 1/alpha against it the change is undone. Such
-    bets that lose are forgotten (CUSUM, Page 1954), so that it does not matter for how long the change has lasted.
+    While it is on, bets go against half the shift that was found, for what was found may have been smaller than it
+    seemed. Bets that lose are forgotten (CUSUM, Page 1954), so that it does not matter for how long the change has
+    lasted; since they may begin at any turn, it is undone only at odds of 1/alpha squared.
     """
 
     def __init__(self) -> None:
@@ -122,13 +123,14 @@ class _Alarm:
 
     def begin(self, process: int, shift: float) -> None:
         """A change was found, by this process and of this size."""
-        self.on, self.process, self.shift, self.log_odds = True, process, shift, 0.0
+        half = math.copysign(max(abs(shift) / 2, SHIFTS[0]), shift)
+        self.on, self.process, self.shift, self.log_odds = True, process, half, 0.0
 
     def is_undone(self, scores: Floats, leverage: Floats) -> bool:
         """Takes a turn into account that came after the change was found."""
         shift = self.shift * float(leverage[self.process])
         self.log_odds = max(0.0, self.log_odds) + shift**2 / 2 - shift * float(scores[self.process])
-        return self.log_odds >= self.log_line
+        return self.log_odds >= 2 * self.log_line
 
 
 class DriftWatch:
