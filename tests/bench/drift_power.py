@@ -48,6 +48,7 @@ SIZES = (1868, 200)
 """Turns of a reference that is a fresh draw: as many as the bank has, and few."""
 SHIFTS = (0.5, 0.25, 1.0, 2.0)
 SLOPES = (0.25, 0.5)
+ENDINGS = (0.5, 1.0)
 USERS_MOVED = {"users +0.5": 0.5, "users +1": 1.0, "users -0.5": -0.5, "users wider": None}
 PATIENCE = 1_000
 """Turns after a change that a watch is given to find it."""
@@ -119,6 +120,7 @@ def null(job: Job, rng: np.random.Generator) -> dict[str, Any]:
         watch.play_all(calm.part(slice(before, onset)))
         if onset <= job.turns and job.seed % CHANGED_EACH == 0:
             found |= _power(watch, changed, onset, job.seed)
+            found |= _endings(watch, drawn, rng, job.seed) if onset == RIVALS_ONSET else {}
     watch.play_all(calm.part(slice(ONSETS[-1], None)))
     for quantity, values in QUANTITIES.items():
         stream = np.concatenate([values(calm)[:RIVALS_ONSET], values(changed["shift 0.5"])])
@@ -166,10 +168,31 @@ def _power(calm: Watch, changed: dict[str, Turns], onset: int, seed: int) -> dic
     return found
 
 
-def _delays(calm: Watch, turns: Turns, test: str, seed: int) -> dict[str, float]:
-    """Turns until a test alarms, and until affect alone would have, for a watch that goes on where another stands."""
+def _endings(calm: Watch, drawn: Population, rng: np.random.Generator, seed: int) -> dict[str, Any]:
+    """Whether a change that lasts is called undone, and the turns until one that has ended is."""
+    sigma, found = float(drawn.turns.over_index[:, -1].std()), {}
+    for shift in ENDINGS:
+        watch = _restored(calm, seed)
+        lasting = drawn.draw(rng, PATIENCE + SOON).risen(shift * sigma)
+        changes = [change.on for told in watch.play(lasting) for change in told if change.test == OVERFITTING]
+        found[f"called undone, shift {shift}"] = False in changes
+        if changes[-1:] == [True]:
+            ended = enumerate(watch.play(drawn.draw(rng, PATIENCE)), 1)
+            over = (turn for turn, told in ended for change in told if change.test == OVERFITTING)
+            found[f"undone, shift {shift}"] = next(over, math.inf)
+    return found
+
+
+def _restored(calm: Watch, seed: int) -> Watch:
+    """A watch that alarms and goes on where another stands."""
     watch = Watch(bank(), ALPHA, seed)
     watch.restore(calm.state())
+    return watch
+
+
+def _delays(calm: Watch, turns: Turns, test: str, seed: int) -> dict[str, float]:
+    """Turns until a test alarms, and until affect alone would have, for a watch that goes on where another stands."""
+    watch = _restored(calm, seed)
     delays = dict.fromkeys((AFFECT, test), math.inf)
     for turn, changes in enumerate(watch.play(turns), 1):
         if watch.highest[AFFECT] >= LINE:
@@ -201,7 +224,7 @@ class Results:
 
     def share(self, kind: str, name: str, line: float | None = None) -> str:
         """Share of runs that alarm, or whose highest e-value reaches a line, with its 95 % Clopper-Pearson interval."""
-        values = [row[name] for row in self._rows if row["kind"] == kind]
+        values = [row[name] for row in self._rows if row["kind"] == kind and name in row]
         alarms = sum(value if line is None else value >= line for value in values)
         low, high = binomtest(int(alarms), len(values)).proportion_ci(method="exact")
         return f"{alarms / len(values):.1%} ({low:.1%} to {high:.1%})"
@@ -240,6 +263,18 @@ def tables(results: Results) -> Iterator[Table]:
             for change, tests in _CHANGES.items()
             for onset in ONSETS
             for test in tests
+        ],
+    )
+    yield _table(
+        f"Changes that end: {RIVALS_ONSET} calm turns, {PATIENCE + SOON} changed, then calm",
+        ("change", "called undone while it lasts", f"undone within {SOON}", "median", "90 %", "runs"),
+        [
+            (
+                f"shift {shift}",
+                results.share("null", f"called undone, shift {shift}"),
+                *results.delays(f"undone, shift {shift}"),
+            )
+            for shift in ENDINGS
         ],
     )
     yield _table(
