@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -81,7 +82,7 @@ class HttpApp:
         self._started = time.time()
         self._pages = Pages()
         self._drawing = threading.Lock()
-        self._drawn, self._drawn_at = "", -_FRESH_SECONDS
+        self._drawn, self._drawn_at = "", -math.inf
         self._registry = CollectorRegistry()
         self._registry.register(pipeline.metrics)
         self.asgi = Starlette(

@@ -13,7 +13,7 @@ _MARKDOWN = MarkdownIt("js-default", {"html": False})
 
 def names() -> list[str]:
     """Alerts that have a runbook."""
-    return sorted(file.stem for file in RUNBOOKS.glob("*.md"))
+    return sorted(file.stem for file in RUNBOOKS.glob("Affect*.md"))
 
 
 def runbook(alert: str) -> str | None:
