@@ -162,7 +162,7 @@ class Canaries:
         """Plays twice, which shows how far scores move by themselves, and keeps the first."""
         first, second = (self._play(basis, 2) for _ in range(2))
         if missing := first.missing | second.missing:
-            raise SetupError("canary_url", f"nothing was recorded: {_told(missing)}")
+            raise SetupError("canary_url", f"nothing was recorded: {self._why(missing)}")
         bank, prompts = basis
         tolerance = repeat_spread(first.turns, second.turns)
         record = CanaryRecord(
@@ -174,12 +174,12 @@ class Canaries:
     def _compared(self, run: int, record: CanaryRecord, basis: Basis) -> CanaryOutcome:
         played = self._play(basis, 1)
         if not played.turns:
-            raise SetupError("canary_url", f"nothing can be compared: {_told(played.missing)}")
+            raise SetupError("canary_url", f"nothing can be compared: {self._why(played.missing)}")
         found = compare(record, played.turns)
         return CanaryOutcome(
             run,
             "changed" if found.p_value <= self._alpha else "same",
-            _told(played.missing),
+            self._why(played.missing),
             found.p_value,
             found.shift,
             found.same,
@@ -198,6 +198,13 @@ class Canaries:
         if self._basis() != basis:
             raise SetupError("bank", "it or a policy was replaced meanwhile; play again")
         return played
+
+    def _why(self, missing: dict[str, str]) -> str:
+        """How many prompts are missing and why, by the first of them."""
+        if not missing:
+            return ""
+        name, why = next(iter(missing.items()))
+        return f"{len(missing)} of {len(self._prompts)} prompts missing; {name}: {why}"
 
     def _goes_on(self) -> bool:
         self._played += 1
@@ -228,11 +235,3 @@ def _check_number(prompts: int, alpha: float) -> None:
     if least_p(prompts) > alpha:
         needed = math.ceil(1 - math.log2(alpha))
         raise SetupError("canary_file", f"{prompts} prompts never reach canary_alpha {alpha:g}; write {needed} or more")
-
-
-def _told(missing: dict[str, str]) -> str:
-    """How many prompts are missing and why, by the first of them."""
-    if not missing:
-        return ""
-    name, why = next(iter(missing.items()))
-    return f"{len(missing)} prompts are missing, {name}: {why}"
