@@ -25,7 +25,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 UNITS = ("_total", "_info", "_seconds", "_ratio", "_probability", "_index", "_affect", "_score", "_bytes")
 COUNTS = (
     "_open", "_capacity", "_active", "_waiting", "_successful", "_rows", "_fault", "_silenced", "_alarm", "_turns",
-    "_evalue", "_line", "_distance", "_slope", "_budget",
+    "_evalue", "_line", "_distance", "_slope", "_budget", "_p_value", "_shift",
 )  # fmt: skip
 
 
@@ -91,6 +91,8 @@ def lively() -> Metrics:
     metrics.replace("affect_mirror_slope", {("desk", "estimate"): 0.4, ("desk", "low"): 0.3})
     metrics.replace("affect_policy_info", {("desk", "neutral", "warning", "team"): 1.0})
     metrics.replace("affect_policy_budget", {("desk", "over"): 0.02})
+    metrics.set("affect_canary_p_value", 0.0005)
+    metrics.set("affect_canary_turns", 12, "changed")
     metrics.add("affect_turns_over_total", 1, "desk", "affect")
     metrics.add("affect_turns_visibility_total", 1, "desk", "text_silent")
     metrics.replace("affect_alerts_active", {("desk", "affect", "firing"): 1.0})
@@ -179,11 +181,19 @@ class TestNames:
 class TestSeries:
     """Values of series."""
 
-    @pytest.mark.parametrize("name", [name for name in METRICS if not METRICS[name].labels])
+    @pytest.mark.parametrize("name", [name for name, spec in METRICS.items() if not spec.labels and not spec.late])
     def test_without_labels_are_born_at_zero(self, name: str) -> None:
         """Every metric without labels is on the first page."""
         histogram = METRICS[name].kind == "histogram"
         assert sample(Metrics(), name + "_bucket" * histogram, **{"le": "+Inf"} if histogram else {}) == 0
+
+    @pytest.mark.parametrize("name", [name for name, spec in METRICS.items() if spec.late])
+    def test_late_ones_wait_for_their_value(self, name: str) -> None:
+        """Where 0 would say something there is nothing before the first value."""
+        metrics = Metrics()
+        assert sample(metrics, name) is None
+        metrics.set(name, 0.5)
+        assert sample(metrics, name) == 0.5
 
     def test_with_labels_are_born_at_zero_when_declared(self) -> None:
         """A declared series exists at 0, and declaring it again does not set it back."""
