@@ -106,7 +106,7 @@ def alertmanager_away(folder: Path) -> Result:
     port = free_port()
     with site(folder, alertmanager_url=f"http://127.0.0.1:{port}") as at:
         began = time.monotonic()
-        engine = at.engine(concurrency=1, tokens_of_step=40, spoil=False, step_seconds=0.001)
+        engine = at.engine(concurrency=1, tokens_of_step=40, spoil=False, step_seconds=0.02)
         changes = _changes(at, engine, 12)
         time.sleep(max(0.0, _AWAY_SECONDS - (time.monotonic() - began)))
         result.promise("all changes wait", at.page_value("affect_notifications_waiting") == changes)
