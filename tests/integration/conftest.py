@@ -104,14 +104,20 @@ def start_alertmanager(
 
 
 @pytest.fixture
-def start_prometheus(tmp_path: Path, start: Callable[..., Server]) -> Callable[[str], Server]:
-    """Starts a Prometheus that scrapes an address."""
+def start_prometheus(tmp_path: Path, start: Callable[..., Server]) -> Callable[..., Server]:
+    """Starts a Prometheus that scrapes an address, and may know rules and whom to tell of their alerts."""
     needs.server("prometheus")
 
-    def run(target: str) -> Server:
-        static = [{"targets": [target.removeprefix("http://")]}]
-        scraped = [{"job_name": "sidecar", "static_configs": static}]
-        config = {"global": {"scrape_interval": "500ms", "scrape_timeout": "400ms"}, "scrape_configs": scraped}
+    def run(target: str, rules: Path | None = None, alertmanager: str = "") -> Server:
+        def at(url: str) -> list[dict[str, list[str]]]:
+            return [{"targets": [url.removeprefix("http://")]}]
+
+        config = {
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms", "evaluation_interval": "1s"},
+            "scrape_configs": [{"job_name": "affect-monitor", "static_configs": at(target)}],
+            "rule_files": [str(rules)] if rules else [],
+            "alerting": {"alertmanagers": [{"static_configs": at(alertmanager)}] if alertmanager else []},
+        }
         (tmp_path / "prometheus.yml").write_text(json.dumps(config))
         flags = ("--config.file=prometheus.yml", "--storage.tsdb.path=prometheus")
         return start("prometheus", tmp_path, free_port(), *flags)
