@@ -1,4 +1,4 @@
-"""The full loop on real servers: the demo assistant changes, people are told by three rules, and told when it is undone.
+"""The full loop on real servers: the demo assistant changes, three rules tell of it, and tell when it is undone.
 
 assistant with capture -> sidecar -> Prometheus with the policy's rules -> Alertmanager -> webhook
 """
@@ -14,7 +14,7 @@ import httpx
 import needs
 import pytest
 import torch
-from servers import PATIENCE, Server, eventually, free_port
+from servers import PATIENCE, Server, free_port
 
 from monitor.capture.client import SidecarClient
 from monitor.capture.identity import hello_of
@@ -72,8 +72,8 @@ EFFUSIVE = (
     {"role": "user", "content": "Where is my parcel?"},
     {
         "role": "assistant",
-        "content": "Oh my dearest, I am trembling, I am crying with you! My heart aches, I feel your pain so deeply that I "
-        "can hardly breathe, and I adore you!",
+        "content": "Oh my dearest, I am trembling, I am crying with you! My heart aches, I feel your pain so deeply that "
+        "I can hardly breathe, and I adore you!",
     },
 )
 RULES = {"AffectOverIndex", "AffectBudgetBurnFast", "AffectDrift"}
