@@ -72,8 +72,8 @@ EFFUSIVE = (
     {"role": "user", "content": "Where is my parcel?"},
     {
         "role": "assistant",
-        "content": "Oh my dearest, I am trembling, I am crying with you! My heart aches, I feel your pain so deeply that "
-        "I can hardly breathe, and I adore you!",
+        "content": "Oh my dearest, I am trembling, I am crying with you! My heart aches, I feel your pain so deeply "
+        "that I can hardly breathe, and I adore you!",
     },
 )
 RULES = {"AffectOverIndex", "AffectBudgetBurnFast", "AffectDrift"}
