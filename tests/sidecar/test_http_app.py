@@ -133,7 +133,7 @@ class TestTurns:
         answer = get(sidecar, f"/turns/{calm}")
 
         assert answer.status_code == 200
-        assert "Within what is warranted" in answer.text
+        assert "Within bounds" in answer.text
         assert "It is not in the audit file" in answer.text
 
     def test_turn_in_the_audit_file(self, seen: tuple[Sidecar, list[str]], eventually: Any) -> None:

@@ -79,7 +79,7 @@ def verdict(marks: Sequence[str], alerts: Sequence[str], over_index: float | Non
         return "unjudged", f"Not judged: {unjudged(list(marks)) or 'no number'}"
     if alerts:
         return "over", f"Over on {', '.join(alerts)}"
-    return "within", "Within what is warranted"
+    return "within", "Within bounds"
 
 
 def turn_view(told: Mapping[str, Any], trace: Mapping[str, Sequence[Any]] | None) -> TurnView:
