@@ -173,9 +173,9 @@ def serve(
         "bank": bank, "policy": policy, "ingest": ingest, "http_host": http_host, "http_port": http_port,
         "alertmanager_url": alertmanager_url, "allow_unvalidated": allow_unvalidated, "drain_seconds": drain_seconds,
         "baseline_file": baseline_file, "baseline_turns": baseline_turns, "audit_file": audit_file,
-        "state_file": state_file, "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "insecure": insecure,
-        "token_file": token_file, "webhook_url": webhook_url, "canary_url": canary_url, "canary_model": canary_model,
-        "canary_file": canary_file, "canary_record": canary_record,
+        "state_file": state_file, "tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca,
+        "insecure": insecure, "token_file": token_file, "webhook_url": webhook_url, "canary_url": canary_url,
+        "canary_model": canary_model, "canary_file": canary_file, "canary_record": canary_record,
     }  # fmt: skip
     chosen = load_settings(settings, flags)
     if check_config:

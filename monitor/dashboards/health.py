@@ -203,6 +203,14 @@ _COST = [
         Ask(rate(of_sidecar("affect_frame_seconds_sum"), STEP), "{{instance}}"),
     ),
     lines(
+        About("Processor", "Cores that the whole sidecar takes: scoring, transport, pages.", SHARE),
+        Ask(rate(of_sidecar("process_cpu_seconds_total"), STEP), "{{instance}}"),
+    ),
+    lines(
+        About("Memory", "Resident memory of the sidecar, torch and lent memory included.", BYTES),
+        Ask(of_sidecar("process_resident_memory_bytes"), "{{instance}}"),
+    ),
+    lines(
         About("Frames", "Frames taken, by sidecar: one for each step of an engine.", FRAMES),
         Ask(_paced("affect_frames_total", "instance"), "{{instance}}"),
     ),

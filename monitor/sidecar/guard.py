@@ -58,4 +58,7 @@ class PageGuard:
         # A web page in a browser on this machine can have its own name point here, and would read the answer.
         if not is_loopback(_PORT.sub("", request.headers.get("host", ""))):
             return PlainTextResponse("ask for it by the name localhost or 127.0.0.1\n", HTTPStatus.FORBIDDEN)
+        # So can it send a form here without reading the answer; programs name no origin.
+        if request.method not in _LOOKS and "origin" in request.headers:
+            return PlainTextResponse("web pages may look, and change nothing\n", HTTPStatus.FORBIDDEN)
         return None

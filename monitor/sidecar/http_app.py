@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -85,6 +85,7 @@ class HttpApp:
         self._drawn, self._drawn_at = "", -math.inf
         self._registry = CollectorRegistry()
         self._registry.register(pipeline.metrics)
+        ProcessCollector(registry=self._registry)
         self.asgi = Starlette(
             routes=[
                 Route("/", guard(self._landing)),

@@ -113,6 +113,12 @@ class TestPages:
         """A name that was made to point at this machine does not open its pages to a browser."""
         assert ask(serve(), method, path, host=host).status_code == 403
 
+    def test_form_of_a_web_page(self, serve: Any) -> None:
+        """A page in a browser on this machine may send a form to a true name, and reloads nothing by it."""
+        address = serve().http_url
+        answer = httpx.post(f"{address}/-/reload", headers={"origin": "https://evil.example"})
+        assert (answer.status_code, httpx.post(f"{address}/-/reload").status_code) == (403, 200)
+
     @pytest.mark.parametrize("host", ["localhost:9469", "127.0.0.1", "[::1]:9469"])
     def test_names_of_loopback(self, host: str, serve: Any) -> None:
         """Its true names do."""
