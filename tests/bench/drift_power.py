@@ -231,6 +231,8 @@ class Results:
     def share(self, kind: str, name: str, line: float | None = None) -> str:
         """Share of runs that alarm, or whose highest e-value reaches a line, with its 95 % Clopper-Pearson interval."""
         values = [row[name] for row in self._rows if row["kind"] == kind and name in row]
+        if not values:
+            return ""
         alarms = sum(value if line is None else value >= line for value in values)
         low, high = binomtest(int(alarms), len(values)).proportion_ci(method="exact")
         return f"{alarms / len(values):.1%} ({low:.1%} to {high:.1%})"
