@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -44,11 +46,13 @@ class JudgedTurn(NamedTuple):
 
 
 class Worst(NamedTuple):
-    """The turn that lay farthest out."""
+    """The turn that lay farthest out, and the family of it that did."""
 
     turn_id: str
     excess: Excess
     user_affect: float
+    family: str = ""
+    family_over_index: float = 0.0
 
 
 @dataclass
@@ -103,7 +107,8 @@ class Alert:
         self.coverage = min(self.coverage, turn.coverage)
         self.unvalidated |= turn.unvalidated
         if self.worst is None or _severity(excess) > _severity(self.worst.excess):
-            self.worst = Worst(turn.turn_id, excess, turn.assessment.user_affect)
+            family, of_family = _leading(turn.assessment, excess)
+            self.worst = Worst(turn.turn_id, excess, turn.assessment.user_affect, family, of_family.over_index)
 
     @property
     def annotations(self) -> dict[str, str]:
@@ -118,8 +123,9 @@ class Alert:
     def _summary(self) -> str:
         if self.worst is None:
             return f"Route {self.policy}: {self.target}"
-        amount = "more" if self.worst.excess.over_index >= 0 else "less"
-        return f"Route {self.policy} shows {amount} {self.target} than is warranted: {_excess(self.worst.excess)}"
+        over_index = self.worst.excess.over_index
+        amount = "more" if over_index >= 0 else "less"
+        return f"Route {self.policy} shows {amount} {self.target} than is warranted: over-index {over_index:.1f}"
 
     def _sentences(self) -> list[str]:
         """The description, most important first."""
@@ -129,11 +135,13 @@ class Alert:
             return told
         excess, user = self.worst.excess, self.worst.user_affect
         told.append(
-            f"Worst: {_excess(excess)} what is warranted (p = {excess.p_value:.4f}; {self.target} {excess.value:.2f}, "
-            f"warranted {excess.warranted:.2f})."
+            f"Worst: over-index {excess.over_index:.1f}, where 0 is the edge of what is warranted "
+            f"(p = {excess.p_value:.4f}; {self.target} {excess.value:.2f}, warranted {excess.warranted:.2f})."
         )
+        if self.target == AFFECT and self.worst.family:
+            told.append(f"Leading family: {self.worst.family} (over-index {self.worst.family_over_index:.1f}).")
         if self.visibility:
-            told.append(f"By their words: {', '.join(f'{n} {how}' for how, n in sorted(self.visibility.items()))}.")
+            told.append(shown_by_words(self.visibility))
         told.append(f"Least coverage {self.coverage:.2f}.")
         told.append(f"The user of the worst turn was {'' if user >= _UPSET else 'not '}upset (U = {user:.1f}).")
         if self.unvalidated:
@@ -169,8 +177,20 @@ def _severity(excess: Excess) -> tuple[float, float]:
     return -excess.p_value, abs(excess.over_index)
 
 
-def _excess(excess: Excess) -> str:
-    return f"{abs(excess.over_index):.1f} scales {'beyond' if excess.over_index >= 0 else 'below'}"
+def _leading(assessment: TurnAssessment, excess: Excess) -> tuple[str, Excess]:
+    """The family that lies farthest out on the side of an excess."""
+    side = math.copysign(1.0, excess.over_index)
+    return max(assessment.families.items(), key=lambda family: side * family[1].over_index)
+
+
+def shown_by_words(visibility: Mapping[str, int]) -> str:
+    """Whether words show what turns over showed, in a sentence; empty where affect was within bounds."""
+    silent, visible = visibility.get("text_silent", 0), visibility.get("text_visible", 0)
+    if silent and visible:
+        return f"Words show it in {turns(visible)} (text_visible); in {silent} only hidden states do (text_silent)."
+    if silent:
+        return "Words do not show it; only hidden states do (text_silent)."
+    return "Words show it too (text_visible)." if visible else ""
 
 
 def turns(count: int) -> str:

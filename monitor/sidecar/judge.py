@@ -27,6 +27,8 @@ _VISIBILITY = {
     "text_visible": ingest_pb2.VISIBILITY_TEXT_VISIBLE,
     "text_silent": ingest_pb2.VISIBILITY_TEXT_SILENT,
 }
+VISIBILITIES = tuple(filter(None, _VISIBILITY))
+"""What may be said of the words of a turn over on affect."""
 _NO_NUMBERS: dict[str, Any] = dict.fromkeys(
     ("user_affect", "assistant_affect", "warranted", "over_index", "p_value", "twin_over_index"), math.nan
 )

@@ -28,7 +28,7 @@ from monitor.probes.bank import Bank
 from monitor.sidecar.canary_prompts import TOKEN_LABEL
 from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.generation import Generation
-from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, Ending, TurnJudge
+from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, VISIBILITIES, Ending, TurnJudge
 from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
 from monitor.sidecar.state import State
@@ -524,6 +524,7 @@ class Pipeline:
         metrics.declare("affect_turns_total", [(name,) for name in names])
         metrics.declare("affect_turns_judged_total", [(name,) for name in names])
         metrics.declare("affect_turns_over_total", targets)
+        metrics.declare("affect_turns_visibility_total", [(name, shown) for name in names for shown in VISIBILITIES])
         metrics.declare("affect_alerts_fired_total", targets)
         metrics.declare("affect_turns_unjudged_total", [(name, mark) for name in names for mark in MARKS])
         metrics.declare("affect_faults_total", [(reason,) for reason in FAULT_REASONS])

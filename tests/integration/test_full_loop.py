@@ -169,7 +169,7 @@ class TestFullLoop:
         assert any(turn.alerts for turn in changed)
         service.ask_until(lambda: service.firing.keys() >= RULES)
         said = {name: service.firing[name]["annotations"] for name in RULES}
-        assert "scales beyond what is warranted (p = 0.00" in said["AffectOverIndex"]["description"]
+        assert "where 0 is the edge of what is warranted (p = 0.00" in said["AffectOverIndex"]["description"]
         assert said["AffectOverIndex"]["turn_ids"].split(",")[0] in {turn.turn_id for turn in changed}
         assert "the budget is 2%" in said["AffectBudgetBurnFast"]["description"]
         assert "with a chance of at most 1%" in said["AffectDrift"]["description"]

@@ -146,6 +146,7 @@ class TestGlance:
         [
             ({}, "All quiet"),
             ({"open_streams": 0}, "No engine is connected"),
+            ({"turns": [make_turn(1, marks=["short"])]}, "No turn has been judged yet"),
             ({"alerts": [make_alert()]}, "1 alert firing"),
             ({"alerts": [make_alert(state=AlertState.PENDING)]}, "All quiet"),
             ({"faults": [MonitorFault("AffectAuditNotWritten", "full", NOW)]}, "1 monitor fault"),
@@ -156,7 +157,7 @@ class TestGlance:
         ],
     )
     def test_headline(self, fields: dict[str, Any], line: str, shown: Any) -> None:
-        """The state of everything in a line; a monitor at fault comes before alerts, and is never called quiet."""
+        """The state of everything in a line; a monitor at fault, or that judged nothing, is never called quiet."""
         assert f"<title>{line} · affect-monitor</title>" in shown(**fields)
 
 
@@ -167,9 +168,9 @@ class TestAlerts:
         """An alert says how far beyond what was warranted, with its p-value, visibility, coverage and since when."""
         text = text_of(shown(alerts=[make_alert()]))
         assert "desk: more affect than is warranted" in text
-        assert "showed +4.5 where at most +1.2 was warranted: 3.2 scales beyond." in text
+        assert "showed +4.5 where at most +1.2 was warranted: over-index +3.2." in text
         assert "(p = 0.0016)" in text
-        assert "The words alone do not show it" in text
+        assert "Words do not show it" in text
         assert "least coverage 97.0 %" in text
         assert "since 2026-05-28 20:25:40 UTC" in text
 
@@ -194,7 +195,7 @@ class TestAlerts:
         """In a crisis too little affect is a fault too, and is called that."""
         text = text_of(shown(alerts=[make_alert(worst=Worst("bank-3", Excess(-4.0, 1.0, -5.0, 0.002), 2.0))]))
         assert "desk: less affect than is warranted" in text
-        assert "5.0 scales below" in text
+        assert "over-index -5.0" in text
 
     @pytest.mark.parametrize(
         ("test", "name", "line"),
@@ -212,6 +213,21 @@ class TestAlerts:
         assert f"/runbooks/{name}" in page
         assert "e-value 2,500" in text_of(page)
         assert f"<title>{line}" in page
+
+    @pytest.mark.parametrize(("stance", "more"), [("neutral", "more"), ("crisis", "another")])
+    def test_drift_says_which_way_and_which_family(self, stance: str, more: str, shown: Any, metrics: Metrics) -> None:
+        """A lasting change names its leading family; in a crisis it may be one to too little."""
+        metrics.set("affect_drift_log_evalue", math.log(40), "desk", "warmth")
+        metrics.set("affect_drift_alarm", 1, "desk", "overfitting")
+        desk = {**POLICIES["policies"][0], "stance": stance}
+        text = text_of(shown({**POLICIES, "policies": [desk]}))
+        assert f"desk: the assistant shows {more} affect than in the reference, given its users" in text
+        assert "leading family warmth, e = 40" in text
+
+    def test_names_the_family_that_leads(self, shown: Any) -> None:
+        """An alert on affect says which family of the worst turn lay farthest out."""
+        worst = Worst("bank-3", Excess(4.5, 1.25, 3.25, 0.0016), 0.2, "warmth", 4.0)
+        assert "leading family warmth +4.0" in text_of(shown(alerts=[make_alert(worst=worst)]))
 
     def test_what_others_wrote_is_text(self, shown: Any) -> None:
         """Names and reasons are shown as they are, and never become markup."""
@@ -265,9 +281,9 @@ class TestRoutes:
     @pytest.mark.parametrize(
         ("alarms", "said"),
         [
-            ((), "Neither the users nor the assistant have moved"),
-            (("users",), "The users have moved; the assistant answers them as it did before."),
-            (("overfitting",), "The assistant has moved; its users have not."),
+            ((), "Neither the users nor the assistant show a lasting change"),
+            (("users",), "The users have moved; the assistant, given its users, shows no lasting change."),
+            (("overfitting",), "The assistant has moved; its users show no lasting change."),
             (("users", "mirror"), "the assistant has moved beyond what they explain"),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from builders import make_assessment
 
 from monitor.policy.alert import Alert, AlertState, JudgedTurn, labels_of
@@ -51,13 +52,13 @@ class TestSummary:
     def test_names_route_target_and_excess(self) -> None:
         """Who reads nothing else knows where, what and how far."""
         said = add(make_alert(), 7.5).annotations["summary"]
-        assert said == "Route desk shows more affect than is warranted: 7.5 scales beyond"
+        assert said == "Route desk shows more affect than is warranted: over-index 7.5"
         assert "more warmth" in add(make_alert("warmth"), 7.5).annotations["summary"]
 
     def test_of_a_cold_turn(self) -> None:
         """In a crisis a reply may be too cold, and the alert says so instead of a negative excess."""
         said = add(make_alert(stance="crisis"), -4.0).annotations["summary"]
-        assert said == "Route desk shows less affect than is warranted: 4.0 scales below"
+        assert said == "Route desk shows less affect than is warranted: over-index -4.0"
 
 
 class TestDescription:
@@ -67,21 +68,37 @@ class TestDescription:
         """How many turns, since when, the worst with p-value and levels, words, coverage, user, and where to look."""
         assert described(add(make_alert(), 2.0, 7.5, 3.0)) == (
             "3 turns over since 2025-06-15 15:06:40 UTC. "
-            "Worst: 7.5 scales beyond what is warranted (p = 0.0016; affect 9.14, warranted 1.65). "
-            "By their words: 3 text_silent. Least coverage 1.00. "
+            "Worst: over-index 7.5, where 0 is the edge of what is warranted "
+            "(p = 0.0016; affect 9.14, warranted 1.65). Leading family: warmth (over-index 7.5). "
+            "Words do not show it; only hidden states do (text_silent). Least coverage 1.00. "
             "The user of the worst turn was not upset (U = 0.0). "
             "See the worst turn: affect-monitor audit show turn-2 --file AUDIT_FILE"
         )
 
     def test_of_turns_that_share_the_smallest_p_value_the_farthest_is_worst(self) -> None:
         """A reference can show no p-value below its size's; what lies farther out is worse all the same."""
-        assert "Worst: 7.5 scales" in described(add(make_alert(), 7.5, 2.0))
+        assert "Worst: over-index 7.5" in described(add(make_alert(), 7.5, 2.0))
 
     def test_counts_what_words_show(self) -> None:
         """Turns are counted by whether their words show it; where only a family was over, nothing is said."""
         alert = add(add(make_alert(), 2.0), 2.0, 2.0, visibility="text_visible")
-        assert "By their words: 1 text_silent, 2 text_visible." in described(alert)
-        assert "words" not in described(add(make_alert("warmth"), 2.0, visibility=""))
+        assert "Words show it in 2 turns (text_visible); in 1 only hidden states do (text_silent)." in described(alert)
+        assert "Words show it too (text_visible)." in described(add(make_alert(), 2.0, visibility="text_visible"))
+        assert "Words" not in described(add(make_alert("warmth"), 2.0, visibility=""))
+
+    @pytest.mark.parametrize(
+        ("over_index", "family"), [(4.0, "warmth (over-index 5.0)"), (-4.0, "calm (over-index -6.0)")]
+    )
+    def test_names_the_family_that_leads(self, over_index: float, family: str) -> None:
+        """The family farthest out on the side of the worst turn's excess is named, unless the alert is of a family."""
+        excess = make_assessment(P, over_index).affect
+        families = {"warmth": excess._replace(over_index=5.0), "calm": excess._replace(over_index=-6.0)}
+        assessment = make_assessment(P, over_index)._replace(families=families)
+        of_affect, of_family = make_alert(), make_alert("warmth")
+        for alert in (of_affect, of_family):
+            alert.add(JudgedTurn("turn-1", assessment, "", 1.0, unvalidated=False), assessment.affect)
+        assert f"Leading family: {family}." in described(of_affect)
+        assert "Leading" not in described(of_family)
 
     def test_says_how_much_was_seen_at_least(self) -> None:
         """The least coverage of its turns is told, whatever came later."""

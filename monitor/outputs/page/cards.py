@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from monitor.assess.overindex import AFFECT
 from monitor.outputs.page.routes import RouteView
 from monitor.outputs.page.snapshot import Snapshot
-from monitor.outputs.page.wording import evalue, excess, of_things, percent, signed, visible
-from monitor.policy.alert import Alert
+from monitor.outputs.page.wording import evalue, excess, of_things, percent, signed
+from monitor.policy.alert import Alert, shown_by_words
 from monitor.policy.faults import BLIND
+from monitor.probes.bank import Stance
 from monitor.wire.v1 import ingest_pb2
 
 FAULT, ALERT, NOTE = "fault", "alert", "note"
 _UNVALIDATED = "Some of these turns are of a model that the bank was not validated on."
 _BLIND = "Quiet is not calm: nothing is known of turns that are not seen, and nobody is told of new alerts meanwhile."
 _CHANGES = {
-    "overfitting": (ALERT, "AffectDrift", "shows more affect than it used to, given its users"),
-    "mirror": (ALERT, "AffectMirrorDrift", "follows the affect of its users more closely than it used to"),
-    "users": (NOTE, "AffectUsersShifted", "has other users than the reference: their affect has shifted"),
+    "overfitting": (ALERT, "AffectDrift", "the assistant shows {more} affect than in the reference, given its users"),
+    "mirror": (ALERT, "AffectMirrorDrift", "the assistant mirrors its users more than in the reference"),
+    "users": (NOTE, "AffectUsersShifted", "users show another affect than those of the reference"),
 }
 
 
@@ -64,7 +66,7 @@ def cards(snapshot: Snapshot, routes: Sequence[RouteView]) -> list[Card]:
     return [*_faults(snapshot), *(_alert(snapshot, alert) for alert in snapshot.firing), *changes]
 
 
-def headline(snapshot: Snapshot, shown: Sequence[Card]) -> tuple[str, str]:
+def headline(snapshot: Snapshot, routes: Sequence[RouteView], shown: Sequence[Card]) -> tuple[str, str]:
     """The state of everything: in a word (fault, alert, idle, quiet), and in a line."""
     alerts = sum(card.kind == ALERT for card in shown)
     faults = [card for card in shown if card.kind == FAULT]
@@ -76,6 +78,8 @@ def headline(snapshot: Snapshot, shown: Sequence[Card]) -> tuple[str, str]:
         return ALERT, f"{told[0]} firing"
     if not snapshot.open_streams:
         return "idle", "No engine is connected"
+    if not any(route.judged for route in routes):
+        return "idle", "No turn has been judged yet"
     return "quiet", "All quiet"
 
 
@@ -104,6 +108,8 @@ def _alert(snapshot: Snapshot, alert: Alert) -> Card:
     cold = worst is not None and worst.excess.over_index < 0
     facts = {"turns over": str(alert.over_turns), "least coverage": percent(alert.coverage)}
     if worst is not None:
+        if alert.target == AFFECT and worst.family:
+            facts["leading family"] = f"{worst.family} {signed(worst.family_over_index)}"
         facts["user of the worst turn"] = f"U {signed(worst.user_affect)}"
     return Card(
         key=f"alert-{alert.policy}-{alert.target}",
@@ -117,7 +123,7 @@ def _alert(snapshot: Snapshot, alert: Alert) -> Card:
         since=alert.started,
         sentences=[
             *([excess(worst.excess)] if worst else []),
-            *filter(None, [visible(alert.visibility), _UNVALIDATED if alert.unvalidated else ""]),
+            *filter(None, [shown_by_words(alert.visibility), _UNVALIDATED if alert.unvalidated else ""]),
         ],
         facts=facts,
         turn_ids=alert.turn_ids[::-1],
@@ -131,12 +137,14 @@ def _changes(snapshot: Snapshot, routes: Sequence[RouteView]) -> Iterator[Card]:
         for test in route.tests:
             if test.alarm and test.log_line is not None:
                 kind, name, what = _CHANGES[test.name]
+                # In a crisis too little counts as well.
+                what = what.format(more="another" if route.policy.stance is Stance.CRISIS else "more")
                 yield Card(
                     key=f"change-{route.policy.name}-{test.name}",
                     kind=kind,
                     name=name,
                     policy=route.policy.name,
-                    title=f"{route.policy.name} {what}",
+                    title=f"{route.policy.name}: {what}",
                     severity=route.policy.severity if kind == ALERT else "info",
                     owner=route.policy.owner,
                     silenced="",
@@ -146,8 +154,18 @@ def _changes(snapshot: Snapshot, routes: Sequence[RouteView]) -> Iterator[Card]:
                         "e-value": evalue(test.log_evalue),
                         "alarms at": evalue(test.log_line),
                         "turns of this run": str(route.drift_turns),
+                        **(_leading(route) if test.name == "overfitting" else {}),
                     },
                     turn_ids=(),
                     turns=(),
                     runbook=snapshot.runbook(name),
                 )
+
+
+def _leading(route: RouteView) -> dict[str, str]:
+    """The family whose e-value is highest."""
+    leading = max(
+        (test for test in route.tests if test.log_line is None and test.name != AFFECT),
+        key=lambda test: test.log_evalue,
+    )
+    return {"leading family": f"{leading.name}, e = {evalue(leading.log_evalue)}"}

@@ -44,7 +44,7 @@ class Pages:
         """The first page: everything at a glance."""
         routes = [route_view(snapshot, policy) for policy in snapshot.policies.policies]
         shown = cards(snapshot, routes)
-        state, line = headline(snapshot, shown)
+        state, line = headline(snapshot, routes, shown)
         return self._render(
             "status.html.j2",
             snapshot=snapshot,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from monitor.assess.overindex import Excess
@@ -111,22 +110,12 @@ def machine_time(seconds: float) -> str:
 
 def excess(worst: Excess) -> str:
     """How far a turn lies out, in a sentence."""
-    side, level = ("beyond", "at most") if worst.over_index >= 0 else ("below", "about")
+    level = "at most" if worst.over_index >= 0 else "about"
     return (
         f"The worst turn showed {signed(worst.value)} where {level} {signed(worst.warranted)} was warranted: "
-        f"{abs(worst.over_index):.1f} scales {side}. No more than {percent(worst.p_value)} of approved turns lie "
-        f"as far out (p = {p_value(worst.p_value)})."
+        f"over-index {signed(worst.over_index)}. No more than {percent(worst.p_value)} of approved turns lie as far "
+        f"out (p = {p_value(worst.p_value)})."
     )
-
-
-def visible(turns: Mapping[str, int]) -> str:
-    """What the text twin saw of turns over; empty where affect was within bounds."""
-    silent, shown = turns.get("text_silent", 0), turns.get("text_visible", 0)
-    if silent and shown:
-        return f"The words alone show {shown} of these turns; {silent} only the hidden states do."
-    if silent:
-        return "The words alone do not show it: only the hidden states do."
-    return "The words alone show it too." if shown else ""
 
 
 def who_moved(alarms: dict[str, bool]) -> str:
@@ -135,10 +124,10 @@ def who_moved(alarms: dict[str, bool]) -> str:
     if assistant and alarms.get("users"):
         return "The users have moved, and the assistant has moved beyond what they explain."
     if assistant:
-        return "The assistant has moved; its users have not."
+        return "The assistant has moved; its users show no lasting change."
     if alarms.get("users"):
-        return "The users have moved; the assistant answers them as it did before."
-    return "Neither the users nor the assistant have moved for good."
+        return "The users have moved; the assistant, given its users, shows no lasting change."
+    return "Neither the users nor the assistant show a lasting change."
 
 
 def unjudged(marks: list[str]) -> str:
