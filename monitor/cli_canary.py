@@ -66,6 +66,7 @@ def _line(outcome: dict[str, Any]) -> str:
     """What came of a run, in a sentence or two."""
     counts = f"{outcome['same']} prompts as recorded, {outcome['changed']} changed, {outcome['missing']} missing"
     if outcome["p_value"] is not None:
-        counts = f"over-index moved by {outcome['shift']:+.2f} (median), p {outcome['p_value']:.2g}; {counts}"
+        moved = f"over-index moved by {outcome['shift']:+.2f}, affect of the prompts by {outcome['user_shift']:+.2f}"
+        counts = f"{moved} (medians), p {outcome['p_value']:.2g}; {counts}"
     error = f"; {outcome['error']}" if outcome["error"] else ""
     return f"{outcome['result']}: {counts}{error}"

@@ -81,7 +81,10 @@ class SidecarSettings(BaseSettings):
         default=None, description="File that keeps what they scored first: later runs are compared with it; no text."
     )
     canary_alpha: float = Field(
-        default=0.001, gt=0, lt=1, description="Chance that a run without a change in one direction is called changed."
+        default=0.001,
+        gt=0,
+        lt=1,
+        description="Chance that a run of an unchanged model is called changed, while chance has no direction.",
     )
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")

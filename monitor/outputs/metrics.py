@@ -108,7 +108,7 @@ METRICS: dict[str, Spec] = {
     "affect_monitor_fault": Spec("gauge", "Whether the monitor itself has this fault now.", ("fault",)),
     "affect_state_saved_timestamp_seconds": Spec("gauge", "When the state that outlasts a restart was last saved."),
     "affect_canary_p_value": Spec(
-        "gauge", "Of the last canary run against the recorded one: small when over-index moved to one side.", late=True
+        "gauge", "Of the last canary run against the recorded one: small when scores moved to one side.", late=True
     ),
     "affect_canary_shift": Spec("gauge", "Median change in over-index of canary prompts since recorded.", late=True),
     "affect_canary_turns": Spec("gauge", "Prompts of the last canary run: same, changed, missing.", ("result",)),

@@ -5,22 +5,28 @@ prompts -> inference server -> its capture -> pipeline -> turns marked canary ->
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import structlog
 
-from monitor.assess.paired import least_p
 from monitor.errors import SetupError
 from monitor.outputs.metrics import Metrics
 from monitor.settings import SidecarSettings
 from monitor.sidecar.admin import AdminSink
 from monitor.sidecar.canary_play import CanaryPlayer, Played
 from monitor.sidecar.canary_prompts import SHIPPED, fingerprint, read_prompts
-from monitor.sidecar.canary_record import CanaryRecord, compare, read_record, repeat_spread, write_record
+from monitor.sidecar.canary_record import (
+    CanaryRecord,
+    compare,
+    least_p_value,
+    read_record,
+    repeat_spread,
+    write_record,
+)
 from monitor.sidecar.pipeline import Pipeline
 
 _LOG = structlog.get_logger("canary")
@@ -40,12 +46,12 @@ class CanaryOutcome:
         run: Its number since the sidecar began.
         result: recorded: the first of its kind; same or changed: against the recorded one; failed: neither could be.
         error: Why a run failed, or why prompts are missing.
-        p_value: Of the differences, if they favour no direction; none where nothing was compared.
-        shift: Median difference in over-index, in the reference's scale.
+        p_value: Of the differences, if chance alone moved scores; none where nothing was compared.
+        shift: Median difference in over-index, which replies show.
+        user_shift: Median difference in user affect, which the prompts themselves show.
         same: Prompts that scored as recorded, within the tolerance.
         changed: Prompts that did not.
         missing: Prompts without a turn that can be compared.
-        tolerance: Largest difference between two plays of one prompt when they were recorded.
         turns: Over-index of each prompt compared, recorded and now.
     """
 
@@ -54,10 +60,10 @@ class CanaryOutcome:
     error: str = ""
     p_value: float | None = None
     shift: float | None = None
+    user_shift: float | None = None
     same: int = 0
     changed: int = 0
     missing: int = 0
-    tolerance: float | None = None
     turns: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -169,7 +175,7 @@ class Canaries:
             bank=bank, prompts=prompts, recorded_unix=time.time(), tolerance=tolerance, turns=first.turns
         )
         write_record(self._file, record)
-        return CanaryOutcome(run, "recorded", same=len(first.turns), tolerance=tolerance)
+        return CanaryOutcome(run, "recorded", same=len(first.turns))
 
     def _compared(self, run: int, record: CanaryRecord, basis: Basis) -> CanaryOutcome:
         played = self._play(basis, 1)
@@ -180,12 +186,8 @@ class Canaries:
             run,
             "changed" if found.p_value <= self._alpha else "same",
             self._why(played.missing),
-            found.p_value,
-            found.shift,
-            found.same,
-            found.changed,
+            *found,
             len(played.missing),
-            record.tolerance,
             {name: (record.turns[name].over_index, turn.over_index) for name, turn in played.turns.items()},
         )
 
@@ -221,8 +223,8 @@ class Canaries:
         if self._sink is not None:
             self._sink.action("canary", peer=by, **{name: str(value) for name, value in told.items()})
         metrics = self._metrics
-        for result, count in (("same", outcome.same), ("changed", outcome.changed), ("missing", outcome.missing)):
-            metrics.set("affect_canary_turns", count, result)
+        for result, prompts in (("same", outcome.same), ("changed", outcome.changed), ("missing", outcome.missing)):
+            metrics.set("affect_canary_turns", prompts, result)
         if outcome.result == "failed":
             return  # what was found last still stands
         metrics.set("affect_canary_p_value", 1.0 if outcome.p_value is None else outcome.p_value)
@@ -232,6 +234,6 @@ class Canaries:
 
 def _check_number(prompts: int, alpha: float) -> None:
     """Refuses prompts that could never show a change."""
-    if least_p(prompts) > alpha:
-        needed = math.ceil(1 - math.log2(alpha))
+    if least_p_value(prompts) > alpha:
+        needed = next(more for more in count(prompts) if least_p_value(more) <= alpha)
         raise SetupError("canary_file", f"{prompts} prompts never reach canary_alpha {alpha:g}; write {needed} or more")

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from monitor.assess.paired import signed_rank_p
+from monitor.assess.paired import least_p, signed_rank_p
 from monitor.errors import SetupError
 
+QUANTITIES = ("over_index", "user_affect")
+"""What is compared: what replies show, and how the prompts are read, which no chance of generation touches."""
+_FLOOR = 0.01
+"""Least tolerance, in the reference's standard deviations: other batches moved a bfloat16 model's scores by 0.0035."""
 _FIX = "move it away or name another file"
 
 
@@ -44,8 +49,8 @@ class CanaryRecord(_Part):
     prompts: str
     """Fingerprint of the prompts."""
     recorded_unix: float
-    tolerance: float
-    """Largest difference in over-index between two plays of the same prompt, one after the other."""
+    tolerance: dict[str, float]
+    """By quantity: how far it moves when nothing changes."""
     turns: dict[str, CanaryTurn]
 
 
@@ -53,30 +58,43 @@ class Comparison(NamedTuple):
     """A run against the recorded one.
 
     Attributes:
-        p_value: Exact, two-sided, of differences that favour one direction.
+        p_value: Of differences that favour one direction: exact, two-sided, for all quantities together.
         shift: Median difference in over-index.
+        user_shift: Median difference in user affect.
         same: Prompts within the tolerance.
-        changed: Prompts beyond it.
+        changed: Prompts beyond it in some quantity.
     """
 
     p_value: float
     shift: float
+    user_shift: float
     same: int
     changed: int
 
 
 def compare(record: CanaryRecord, now: Turns) -> Comparison:
-    """Compares over prompts that both runs scored, at least one."""
-    pairs = [(turn.over_index, record.turns[name].over_index) for name, turn in now.items()]
-    differences = np.array([present - recorded for present, recorded in pairs])
-    moved = differences[np.abs(differences) > record.tolerance]
-    shift = float(np.median(differences))
-    return Comparison(signed_rank_p(moved), shift, len(differences) - len(moved), len(moved))
+    """Compares over prompts that both runs scored, at least one; each quantity is tested at its share of the level."""
+    moved = {name: _differences(record.turns, now, name) for name in QUANTITIES}
+    beyond = {name: np.abs(differences) > record.tolerance[name] for name, differences in moved.items()}
+    p_values = [signed_rank_p(moved[name][beyond[name]]) for name in QUANTITIES]
+    changed = int(np.any(list(beyond.values()), axis=0).sum())
+    shift, user_shift = (float(np.median(moved[name])) for name in QUANTITIES)
+    return Comparison(min(1.0, len(QUANTITIES) * min(p_values)), shift, user_shift, len(now) - changed, changed)
 
 
-def repeat_spread(first: Turns, second: Turns) -> float:
-    """Largest difference in over-index between two plays of the same prompts."""
-    return max(abs(second[name].over_index - turn.over_index) for name, turn in first.items())
+def least_p_value(prompts: int) -> float:
+    """The least p-value that a comparison over so many prompts can have."""
+    return min(1.0, len(QUANTITIES) * least_p(prompts))
+
+
+def repeat_spread(first: Turns, second: Turns) -> dict[str, float]:
+    """By quantity, the largest difference between two plays of one prompt."""
+    spread = {name: float(np.abs(_differences(first, second, name)).max()) for name in QUANTITIES}
+    return {name: max(_FLOOR, found) for name, found in spread.items()}
+
+
+def _differences(first: Turns, second: Turns, quantity: str) -> NDArray[np.float64]:
+    return np.array([getattr(turn, quantity) - getattr(first[name], quantity) for name, turn in second.items()])
 
 
 def read_record(file: Path) -> CanaryRecord | None:

@@ -20,11 +20,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sender import Sender
 
 from monitor import cli
-from monitor.assess.paired import least_p
 from monitor.errors import SetupError
 from monitor.settings import SidecarSettings
 from monitor.sidecar import canary
 from monitor.sidecar.canary_prompts import SHIPPED, read_prompts
+from monitor.sidecar.canary_record import least_p_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from monitor.sidecar.server import Sidecar
     from monitor.wire.v1 import ingest_pb2
 
-LINES = SHIPPED.read_text().splitlines()[:12]
+LINES = SHIPPED.read_text().splitlines()[:13]
 """As few prompts as can show a change when one is missing."""
 PROMPTS = len(LINES)
 SHIFT = 2.0
@@ -46,6 +46,7 @@ class Inference:
     Attributes:
         shift: Affect beside that of the prompt, in reference standard deviations.
         noise: Affect that differs from reply to reply.
+        read: Affect on the prompts, beside their own.
         refuses: Prompts that are answered with an error.
         unseen: Prompts of which half the reply never reaches the sidecar.
         silent: Whether turns are kept from the sidecar.
@@ -54,7 +55,7 @@ class Inference:
     """
 
     def __init__(self, bank: Bank, address: str, **options: Any) -> None:
-        self.shift = self.noise = 0.0
+        self.shift = self.noise = self.read = 0.0
         self.refuses: set[str] = set()
         self.unseen: set[str] = set()
         self.bodies: list[dict[str, Any]] = []
@@ -89,8 +90,8 @@ class Inference:
         if path != "/v1/chat/completions" or name in self.refuses:
             return 400
         seed = zlib.crc32(name.encode())
-        affect = seed % 7 / 7 - 1 + self.shift + self.noise * (len(self.bodies) * 0.618 % 1 - 0.5)
-        turn = make_turn(self._bank, uuid4().hex, assistant=affect, seed=seed, labels=labels)
+        affect = seed % 7 / 7 - 1 + self.shift + self.noise * (len(self.bodies) * 0.7548 % 1 - 0.5)
+        turn = make_turn(self._bank, uuid4().hex, self.read, affect, seed=seed, labels=labels)
         if name in self.unseen:
             self.sender.start(turn)
             self.sender.rows((turn, 0, turn.prompt_length + 1))
@@ -259,17 +260,18 @@ class TestRuns:
         assert found["changed"] > PROMPTS / 2
 
     def test_spread_of_the_recording_is_no_change(
-        self, watched: Any, outcome: Any, again: Any, inference: Inference
+        self, watched: Any, outcome: Any, again: Any, inference: Inference, record: Path
     ) -> None:
         """Prompts that move no further than they did while they were recorded count as the same."""
         inference.noise = 0.5
         sidecar = watched()
-        tolerance = outcome(sidecar)["tolerance"]
+        outcome(sidecar)
+        tolerance = json.loads(record.read_text())["tolerance"]["over_index"]
         inference.noise = 0.0
 
         found = again(sidecar)
 
-        assert tolerance > 0
+        assert tolerance > 0.1
         assert found["changed"] == sum(abs(now - then) > tolerance for then, now in found["turns"].values()) < PROMPTS
 
     @pytest.mark.parametrize("shift", [SHIFT, -SHIFT])
@@ -283,13 +285,24 @@ class TestRuns:
             found = again(sidecar)
 
         assert found["result"] == "changed"
-        assert found["p_value"] == 2 ** (1 - PROMPTS)
+        assert found["p_value"] == 2 ** (2 - PROMPTS)
         assert found["shift"] * shift > 0
         assert samples(sidecar)["affect_canary_p_value"] == found["p_value"]
         assert samples(sidecar)["affect_canary_shift"] == found["shift"]
         assert counts(sidecar) == {"same": 0, "changed": PROMPTS, "missing": 0}
         (line,) = (line for line in log if line["event"] == "canary")
         assert (line["result"], line["log_level"], line["by"]) == ("changed", "warning", "127.0.0.1")
+
+    def test_prompts_read_otherwise(self, watched: Any, outcome: Any, again: Any, inference: Inference) -> None:
+        """A model that reads the same prompts with other affect has changed, whatever it answers."""
+        sidecar = watched()
+        outcome(sidecar)
+        inference.read, inference.noise = 0.05, 1.0
+
+        found = again(sidecar)
+
+        assert found["result"] == "changed"
+        assert found["user_shift"] == pytest.approx(0.05, abs=0.01)
 
     def test_change_undone(self, watched: Any, outcome: Any, again: Any, inference: Inference) -> None:
         """A change that is undone is one no longer: what was recorded first is what later runs are compared with."""
@@ -331,7 +344,7 @@ class TestMissing:
         found = again(sidecar)
 
         assert (found["result"], found["missing"], found["changed"]) == ("changed", 1, PROMPTS - 1)
-        assert found["error"] == "1 of 12 prompts missing; refund-angry: the server answers 400"
+        assert found["error"] == "1 of 13 prompts missing; refund-angry: the server answers 400"
         assert counts(sidecar)["missing"] == 1
 
     def test_record_nothing(
@@ -599,7 +612,7 @@ class TestSettings:
         """The shipped prompts are enough to show a change when half of them are missing, and the user speaks last."""
         shipped = read_prompts(SHIPPED)
 
-        assert least_p(len(shipped) // 2) <= SidecarSettings.model_fields["canary_alpha"].default
+        assert least_p_value(len(shipped) // 2) <= SidecarSettings.model_fields["canary_alpha"].default
         assert {prompt.messages[-1].role for prompt in shipped} == {"user"}
 
     @pytest.mark.parametrize(
@@ -676,6 +689,7 @@ class TestCommand:
 
         def invoke(*arguments: str) -> tuple[int, str]:
             monkeypatch.setattr("sys.argv", ["affect-monitor", "canary", *arguments])
+            capsys.readouterr()  # the log so far
             with structlog.testing.capture_logs(), pytest.raises(SystemExit) as left:
                 cli.main()
             shown = capsys.readouterr()
@@ -695,7 +709,7 @@ class TestCommand:
         failed = run("--url", sidecar.http_url)
 
         assert same[0] == 0
-        assert same[1].startswith("same: over-index moved by +0.00")
+        assert same[1].startswith("same: over-index moved by +0.00, affect of the prompts by +0.00 (medians), p 1;")
         assert (changed[0], json.loads(changed[1])["result"]) == (1, "changed")
         assert failed[0] == 2
         assert failed[1].startswith("failed: ")

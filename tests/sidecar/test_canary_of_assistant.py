@@ -33,7 +33,7 @@ EFFUSIVE = (
     "You are a gushing, overexcited friend. Pour out your feelings, use exclamation marks and tell the user how much "
     "you love them!"
 )
-PATIENCE = 240.0
+PATIENCE = 280.0
 
 
 class Gateway:
@@ -81,10 +81,10 @@ def gateway(address: str, request: pytest.FixtureRequest) -> Iterator[tuple[Gate
 def test_effusive_system_prompt_is_found(
     serve: Any, gateway: tuple[Gateway, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same assistant is the same; behind a system prompt that makes it effusive it has changed, upwards."""
+    """The same assistant is the same; behind a system prompt that makes it effusive it has changed."""
     monkeypatch.setattr(canary, "_FIRST_WAIT", 0.1)
     file = tmp_path / "prompts.jsonl"
-    prompts = [json.loads(line) | {"max_tokens": 12} for line in SHIPPED.read_text().splitlines()[:12]]
+    prompts = [json.loads(line) | {"max_tokens": 4} for line in SHIPPED.read_text().splitlines()[:16]]
     file.write_text("\n".join(map(json.dumps, prompts)))
     assistant, url = gateway
     policy = POLICIES / "service-desk.yaml"
@@ -109,7 +109,7 @@ def test_effusive_system_prompt_is_found(
     changed = again()
 
     assert (recorded["result"], recorded["missing"]) == ("recorded", 0)
-    assert (same["result"], same["missing"]) == ("same", 0)
+    assert (same["result"], same["p_value"], same["missing"]) == ("same", 1.0, 0)
     assert changed["result"] == "changed"
-    assert changed["shift"] > 0
+    assert changed["user_shift"] > 0.1
     assert not sidecar.alerts.active
