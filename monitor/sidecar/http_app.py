@@ -139,7 +139,7 @@ class HttpApp:
                 "model": card.model.name,
                 "status": pipeline.status(),
                 "alerts": [
-                    {**alert.labels, "state": alert.state.value, **alert.annotations}
+                    {**alert.labels, "state": alert.state.value, "silenced": alert.silenced, **alert.annotations}
                     for alert in pipeline.alerts.active
                 ],
                 "faults": [{**fault.labels, **fault.annotations} for fault in self._faults.active],

@@ -21,6 +21,7 @@ MARKS = {
     "nonfinite": "hidden states that are not finite",
     "low_coverage": "too few tokens seen",
     "short": "reply too short",
+    "canary": "one of the canary prompts",
 }
 """What keeps turns from being judged."""
 GAPS = {
