@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from monitor.errors import PolicyError
 from monitor.policy.schema import Policy, RateRule
+from monitor.probes.bank import Stance
 from monitor.rules.alert import AlertRule, look
 from monitor.rules.record import LOOK
 from monitor.rules.windows import Burn, Windows, duration
@@ -15,7 +16,7 @@ The window slides, so that a month of looking is many looks: simulated with 70 t
 and 0.5 to 3 % over, versions that do not differ reach it within a month with a chance of at most 5 %.
 """
 _EVALUE, _SLOPE = "policy_test:affect_drift_evalue:avg", "policy_bound:affect_mirror_slope:avg"
-_FAMILIES = 'test!~"overfitting|mirror|users"'
+_FAMILIES = 'test!~"overfitting|affect|mirror|users"'
 _EVALUE_DIGITS = 6
 
 
@@ -74,35 +75,37 @@ def _burn(name: str, policy: Policy, rate: RateRule, burn: Burn) -> AlertRule:
 
 def _drifts(policy: Policy) -> list[AlertRule]:
     name = policy.name
+    # In a crisis too little affect is a fault as well.
+    more = "another" if policy.stance is Stance.CRISIS else "more"
     overfitting = _drift(
         "AffectDrift",
         policy,
         ("overfitting", policy.drift.alpha, policy.severity),
-        summary=f"{name}: the assistant's affect has changed, for users like before",
-        says="the assistant shows another affect than its reference for what users show",
+        summary=f"{name}: the assistant shows {more} affect than in the reference, given its users",
+        says=f"the assistant shows {more} affect than in the reference, given its users",
         looks=look(_of(policy, "policy:affect_drift_turns:sum"), "Turns it rests on: COUNT.") + _who_changed(policy),
     )
     mirror = _drift(
         "AffectMirrorDrift",
         policy,
         ("mirror", policy.mirror.alpha, policy.severity),
-        summary=f"{name}: the assistant follows its users' affect otherwise than before",
-        says="the slope of the assistant's affect on its users' has changed",
-        looks=look(_of(policy, _SLOPE, 'bound="estimate"'), "Slope now: VALUE.")
-        + look(_of(policy, _SLOPE, 'bound="reference"'), "Slope of the reference: VALUE.")
+        summary=f"{name}: the assistant mirrors its users more than in the reference",
+        says="the mirror slope, of A on U, has risen",
+        looks=look(_of(policy, _SLOPE, 'bound="estimate"'), "Mirror slope now: VALUE.")
+        + look(_of(policy, _SLOPE, 'bound="reference"'), "Of the reference: VALUE.")
         + _who_changed(policy),
     )
     users = _drift(
         "AffectUsersShifted",
         policy,
         ("users", policy.drift.alpha, "info"),
-        summary=f"{name}: users show another affect than before",
-        says="users have changed, which is no fault of the assistant",
+        summary=f"{name}: users show another affect than those of the reference",
+        says="users have moved, which is no fault of the assistant",
         looks=_alarm(
             policy,
             "overfitting",
-            on="For what users show, the assistant has changed too: see AffectDrift.",
-            off="For what users show, the assistant has not changed.",
+            on="Given its users, the assistant has moved too: see AffectDrift.",
+            off="Given its users, the assistant shows no lasting change.",
         ),
     )
     return [overfitting, mirror, users]
@@ -122,7 +125,7 @@ def _drift(
         severity=severity,
         summary=summary,
         description=(
-            f'The evidence that {says}: an e-value of {{{{ $value | printf "%.3g" }}}}. Where nothing has changed it '
+            f'Evidence that {says}: an e-value of {{{{ $value | printf "%.3g" }}}}. Where nothing has changed it '
             f"ever reaches {line} with a chance of at most {_percent(alpha)}." + looks + _circumstances(name, policy)
         ),
         dashboard=_route(policy),
@@ -189,6 +192,9 @@ def _circumstances(alert: str, policy: Policy) -> str:
     unseen = f"policy:affect_turns_unseen:share{duration(Windows.of(policy).slow.short)}"
     looks = {
         _of(policy, "ALERTS_FOR_STATE", f'alertname="{alert}"'): "Since TIME.",
+        _of(policy, f"policy:affect_turn_over_index:q95_{LOOK}"): (
+            f"95% of turns of the last {LOOK} lie below an over-index of VALUE (0: the edge of what is warranted)."
+        ),
         _of(policy, f"policy:affect_turn_assistant_affect:q50_{LOOK}"): f"Median A of the last {LOOK}: VALUE.",
         _of(policy, f"policy:affect_turn_user_affect:q50_{LOOK}"): (
             "Median U: VALUE (the mean of the reference is 0 for both)."
@@ -200,13 +206,13 @@ def _circumstances(alert: str, policy: Policy) -> str:
 
 
 def _who_changed(policy: Policy) -> str:
-    """Lines that say which family has changed most, and whether users have."""
+    """Lines that say which family leads, and whether users have moved."""
     leading = look(
         f"topk(1, {_of(policy, _EVALUE, _FAMILIES)} > 1)",
-        'Most changed: {{ . | first | label "test" }}, with an e-value of VALUE.',
+        'Leading family: {{ . | first | label "test" }}, with an e-value of VALUE.',
     )
     return leading + _alarm(
-        policy, "users", on="Users have changed too: see AffectUsersShifted.", off="Users have not changed."
+        policy, "users", on="Users have moved too: see AffectUsersShifted.", off="Users show no lasting change."
     )
 
 
