@@ -71,8 +71,15 @@ class ConditionalRanks:
             "counts": np.array([held.count for held in self._bins]),
         }
 
+    def fits(self, state: Mapping[str, Floats]) -> bool:
+        """Whether a state may be that of ranks with the same reference: finite scores, in bins that have room."""
+        scores, counts = state["scores"], state["counts"]
+        room = [len(held.scores) for held in self._bins]
+        within = (counts >= 0).all() and (counts <= room).all() and counts.sum() == len(scores)
+        return bool(within and np.isfinite(scores).all())
+
     def restore(self, state: Mapping[str, Floats]) -> None:
-        """Goes on from the state of ranks with the same reference."""
+        """Goes on from a state that fits."""
         parts = np.split(state["scores"], np.cumsum(state["counts"])[:-1])
         for held, scores in zip(self._bins, parts, strict=True):
             held.fill(scores)

@@ -29,8 +29,10 @@ Floats = NDArray[np.floating[Any]]
 OVERFITTING, MIRROR, USERS = "overfitting", "mirror", "users"
 ALARMS = (OVERFITTING, MIRROR, USERS)
 """Tests that have a line."""
-_WINDOW, _LEAST = 500, 50
-"""Recent turns that distances are measured over, at most and at least."""
+RECENT_TURNS = 500
+"""Turns that are remembered, for the slope and distances that are shown."""
+_LEAST = 50
+"""Turns below which distances say nothing."""
 _SEED = 20260
 
 
@@ -121,6 +123,11 @@ class _Alarm:
         self.on = False
         self.process, self.shift, self.log_odds = 0, 0.0, 0.0
 
+    def move(self, log_line: float) -> None:
+        """Takes another line; a change that was found at a lower one has not reached it yet."""
+        self.on = self.on and log_line <= self.log_line
+        self.log_line = log_line
+
     def begin(self, process: int, shift: float) -> None:
         """A change was found, by this process and of this size."""
         half = math.copysign(max(abs(shift) / 2, SHIFTS[0]), shift)
@@ -163,18 +170,18 @@ class DriftWatch:
         self._first: tuple[float, float] | None = None
         """Score and departure of the first turn of a pair."""
         self._alarms = {test: _Alarm() for test in ALARMS}
-        self._recent: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
+        self._recent: deque[tuple[float, float, float]] = deque(maxlen=RECENT_TURNS)
         self.adopt(levels)
 
     def adopt(self, levels: Levels) -> None:
-        """Takes over what a reloaded policy asks; evidence stays."""
+        """Takes over what a reloaded policy asks; evidence stays, alarms only where it is as strong as is asked."""
         self._mirror_turns = levels.mirror_turns
         families = levels.families
         self._counting = [self._targets.index(target) for target in (*families, AFFECT)]
         # Half for affect: a rise of affect alone is not told later where many families are watched.
         self._log_weights = np.log([*(0.5 / len(families) for _ in families), 0.5 if families else 1.0])
         for test, alarm in self._alarms.items():
-            alarm.log_line = -math.log(levels.mirror if test == MIRROR else levels.overfitting)
+            alarm.move(-math.log(levels.mirror if test == MIRROR else levels.overfitting))
 
     def observe(self, turn: TurnAssessment) -> list[Change]:
         """Takes a judged turn into account; returns the alarms that came up or are over by it."""
@@ -222,7 +229,9 @@ class DriftWatch:
 
     def state(self) -> dict[str, Floats]:
         """All that a restarted sidecar needs to go on."""
-        alarms = [[alarm.on, alarm.process, alarm.shift, alarm.log_odds] for alarm in self._alarms.values()]
+        alarms = [
+            [alarm.on, alarm.process, alarm.shift, alarm.log_odds, alarm.log_line] for alarm in self._alarms.values()
+        ]
         return {
             **{f"ranks.{name}": value for name, value in self._ranks.state().items()},
             **{f"users.{name}": value for name, value in self._user_ranks.state().items()},
@@ -236,19 +245,42 @@ class DriftWatch:
         """Goes on from the state of a watch with the same reference and stance.
 
         Raises:
-            ValueError: It is of another one.
+            ValueError: It is of another one, or of none; nothing was taken from it.
         """
-        mine = self.state()
-        for name, value in mine.items():
-            grows = name.endswith("scores") or name == "recent"
-            if name not in state or state[name].shape[grows:] != value.shape[grows:]:
+        for name, value in self.state().items():
+            grows, found = name.endswith("scores") or name == "recent", state.get(name)
+            if found is None or (found.dtype, found.shape[grows:]) != (value.dtype, value.shape[grows:]):
                 raise ValueError(f"{name} does not fit this bank and stance")
-        for prefix, ranks in (("ranks.", self._ranks), ("users.", self._user_ranks)):
-            ranks.restore({name: state[f"{prefix}{name}"] for name in ("scores", "counts")})
+        ranks = {
+            place: {name: state[f"{prefix}.{name}"] for name in ("scores", "counts")}
+            for prefix, place in (("ranks", self._ranks), ("users", self._user_ranks))
+        }
+        self._check(state)
+        if not all(place.fits(held) for place, held in ranks.items()):
+            raise ValueError("ranks: damaged")
+        for place, held in ranks.items():
+            place.restore(held)
         self._processes.restore(state["log_capital"].copy(), state["turns"].astype(np.int64))
-        for alarm, (on, process, shift, log_odds) in zip(self._alarms.values(), state["alarms"].tolist(), strict=True):
+        for alarm, (on, process, shift, log_odds, log_line) in zip(
+            self._alarms.values(), state["alarms"].tolist(), strict=True
+        ):
+            present, alarm.log_line = alarm.log_line, log_line
             alarm.on, alarm.process, alarm.shift, alarm.log_odds = bool(on), int(process), shift, log_odds
+            alarm.move(present)
         self._recent.extend(map(tuple, state["recent"].tolist()))
+
+    def _check(self, state: Mapping[str, Floats]) -> None:
+        """Refuses numbers that no watch has; capital that is none is below no line, and would alarm for ever."""
+        alarms = state["alarms"]
+        sound = {
+            "log_capital": (state["log_capital"] < np.inf).all(),
+            "turns": (state["turns"] >= 0).all(),
+            "alarms": np.isfinite(alarms).all() and np.isin(alarms[:, 1], range(len(self._tests))).all(),
+            "recent": np.isfinite(state["recent"]).all(),
+        }
+        for name, is_sound in sound.items():
+            if not is_sound:
+                raise ValueError(f"{name}: damaged")
 
     def _scores(self, user: float, over: Floats) -> tuple[Floats, Floats]:
         """Normal score of every test's rank, and how far a shift of size 1 moves it.

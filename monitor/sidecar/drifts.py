@@ -74,22 +74,30 @@ class Drifts:
             self._metrics.replace(name, dict(chain.from_iterable(page[name].items() for page in pages)))
 
     def state(self) -> Arrays:
-        """What a restarted sidecar needs to go on, by policy and name."""
+        """What a restarted sidecar needs to go on, by policy, stance and name."""
         watches = self._watches.items()
-        return {f"{policy}/{name}": value for policy, watch in watches for name, value in watch.state().items()}
+        return {
+            _prefix(policy, watch) + name: value for policy, watch in watches for name, value in watch.state().items()
+        }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Goes on from the state of watches with the same bank; policies it does not hold begin anew.
+
+        So do those that it holds under another stance.
 
         Raises:
             ValueError: A part of it is not of a watch like this one.
         """
         for policy, watch in self._watches.items():
-            prefix = f"{policy}/"
+            prefix = _prefix(policy, watch)
             mine = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             if mine:
                 watch.restore(mine)
                 self._pages.pop(policy, None)
+
+
+def _prefix(policy: str, watch: DriftWatch) -> str:
+    return f"{policy}/{watch.stance.value}/"
 
 
 def _levels(policy: Policy) -> Levels:

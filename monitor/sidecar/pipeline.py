@@ -229,9 +229,8 @@ class Pipeline:
                         self._guard(done, 0, request_id, self._finish, session, request_id, 0, done, True)
                 if not session.turns and not session.streams and session.silent_since < before:
                     del self._sessions[session.key]
-            self.alerts.sweep()
-            self._judge.show_alerts()
-            self.drifts.show()
+            for step in (self.alerts.sweep, self._judge.show_alerts, self.drifts.show):
+                self._guard(done, 0, "", step)
             self.metrics.set("affect_turns_open", self._open)
         return done.assessments
 

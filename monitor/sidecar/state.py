@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class StateFile:
             raise SetupError("--state-file", f"{path} is a folder; name a file")
         self._path = path
         self._failed = False
+        self._writing = threading.Lock()
 
     def load(self) -> State | None:
         """What an earlier sidecar left; None where there is nothing that can be read, which is logged."""
@@ -61,7 +63,7 @@ class StateFile:
             return None
         try:
             return _parse(raw)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             _LOG.error("state_not_read", file=str(self._path), error=str(error))
             return None
 
@@ -69,19 +71,21 @@ class StateFile:
         """Writes a state beside the file and puts it in its place; says whether that could be done."""
         told = {"version": _VERSION, "bank": state.bank, "alerts": json.dumps(state.alerts)}
         beside = self._path.with_name(f"{self._path.name}.new")
-        try:
-            with beside.open("wb") as file:
-                file.write(save(state.drift, told))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._path)
-        except OSError as error:
-            if not self._failed:
-                _LOG.error("state_not_written", file=str(self._path), error=error.strerror)
-            self._failed = True
-            return False
-        self._failed = False
-        return True
+        # The last save may come while one that was due is under way.
+        with self._writing:
+            try:
+                with beside.open("wb") as file:
+                    file.write(save(state.drift, told))
+                    file.flush()
+                    os.fsync(file.fileno())
+                beside.replace(self._path)
+            except OSError as error:
+                if not self._failed:
+                    _LOG.error("state_not_written", file=str(self._path), error=error.strerror)
+                self._failed = True
+                return False
+            self._failed = False
+            return True
 
 
 def _parse(raw: bytes) -> State:

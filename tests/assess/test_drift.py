@@ -273,6 +273,46 @@ class TestState:
         with pytest.raises(ValueError, match="does not fit this bank and stance"):
             watch.restore(other)
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("ranks.scores", math.nan),
+            ("ranks.counts", -1),
+            ("ranks.counts", 3000),
+            ("users.counts", 1),
+            ("log_capital", math.nan),
+            ("log_capital", math.inf),
+            ("turns", -1),
+            ("alarms", math.nan),
+            ("alarms", 99),
+            ("recent", math.inf),
+        ],
+    )
+    def test_that_is_damaged_is_refused_as_a_whole(self, bank: Bank, name: str, value: float) -> None:
+        """Numbers that no watch can have raise no alarm: the watch stays as it was, and goes on."""
+        state = DriftWatch(bank, Stance.NEUTRAL, LEVELS).state()
+        play(watch := DriftWatch(bank, Stance.NEUTRAL, LEVELS), make_turns(bank, 60))
+        before = watch.drift()
+        state["recent"] = np.zeros((5, 3))
+        state[name] = np.full_like(state[name], value)
+        with pytest.raises(ValueError, match="damaged"):
+            watch.restore(state)
+        assert watch.drift() == before
+        assert play(watch, make_turns(bank, 20, 2)) == []
+
+    def test_of_a_coarser_level_alarms_at_a_finer_one_by_its_evidence_alone(self, bank: Bank) -> None:
+        """What was found at odds of 100 is not shown as found at odds of a billion, reloaded or restarted."""
+        watch = DriftWatch(bank, Stance.NEUTRAL, LEVELS)
+        assert told(play(watch, make_turns(bank, 80, family=1.0)))[-1][:2] == (OVERFITTING, True)
+        state, finer = watch.state(), LEVELS._replace(overfitting=1e-300)
+        watch.adopt(finer)
+        again = DriftWatch(bank, Stance.NEUTRAL, finer)
+        again.restore(state)
+        for each in (watch, again):
+            drift = each.drift()
+            assert not drift.alarms[OVERFITTING]
+            assert LINE < drift.log_evalues[OVERFITTING] < drift.log_lines[OVERFITTING]
+
 
 class TestTurns:
     """What is made of single turns."""

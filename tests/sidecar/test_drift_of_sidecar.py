@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from monitor.probes.bank import Bank
 
 Values = dict[str, float]
+NESTED = (100_000).to_bytes(8, "little") + b"[" * 100_000
+"""A state whose header nests deeper than can be read."""
 
 
 @pytest.fixture
@@ -89,6 +91,14 @@ class TestAlarm:
         assert sidecar.metrics.value("affect_drift_turns", "desk") == 0
         assert sidecar.metrics.value("affect_turns_judged_total", "desk") == 5
 
+    def test_that_cannot_be_shown_ends_no_sweeping(
+        self, serve: Callable[..., Sidecar], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+    ) -> None:
+        """An error in looking after one thing is counted, and all are looked after again a second later."""
+        sidecar = serve()
+        monkeypatch.setattr(sidecar.pipeline.drifts, "show", lambda: 1 / 0)
+        eventually(lambda: sidecar.metrics.value("affect_faults_total", "internal") >= 2)
+
     def test_leaves_other_routes_alone(self, serve: Callable[..., Sidecar], play: Callable[..., None]) -> None:
         """Each policy has its own evidence."""
         sidecar = serve()
@@ -150,6 +160,19 @@ class TestState:
         second.stop()
         assert file.exists()
 
+    def test_of_another_stance_is_left_behind(
+        self, serve: Callable[..., Sidecar], play: Callable[..., None], tmp_path: Path, policy_file: Path
+    ) -> None:
+        """A route that is judged otherwise after the restart begins anew, and so do no others."""
+        file = tmp_path / "state"
+        first = serve(state_file=file)
+        play(5, 4.0)
+        first.stop()
+        policy_file.write_text(policy_file.read_text().replace("neutral", "supportive"))
+        second = serve(state_file=file)
+        assert evidence(second) == dict.fromkeys(evidence(second), 0.0)
+        assert second.metrics.value("affect_drift_turns", "desk") == 0
+
     def test_of_another_bank_is_left_behind(
         self, serve: Callable[..., Sidecar], play: Callable[..., None], tmp_path: Path
     ) -> None:
@@ -163,7 +186,7 @@ class TestState:
         assert evidence(second)["affect"] == 0
         assert len(second.alerts.active) == 1
 
-    @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 64, b"{}", b"\x02\0\0\0\0\0\0\0{}"])
+    @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 64, b"{}", b"\x02\0\0\0\0\0\0\0{}", NESTED])
     def test_that_cannot_be_read_costs_the_memory_alone(
         self, serve: Callable[..., Sidecar], play: Callable[..., None], tmp_path: Path, content: bytes
     ) -> None:
