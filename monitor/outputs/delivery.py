@@ -69,6 +69,9 @@ class Delivery:
         firing: Gives what fires now, to be told again without having changed.
         resend_seconds: Time between such repetitions.
         queue: Groups that may wait; the oldest is given up for a newer one.
+
+    Raises:
+        SetupError: The environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Delivery:
         self._waiting: deque[Group] = deque(maxlen=queue)
         self._wake = threading.Condition()
         self._stopping = False
+        self._http = _client()
         metrics.declare("affect_notifications_total", [(receiver, result) for result in _RESULTS])
         self._show_waiting()
         self._thread = threading.Thread(target=self._run, name=receiver, daemon=True)
@@ -125,7 +129,7 @@ class Delivery:
     def _run(self) -> None:
         wait = _FIRST_WAIT
         repeat = time.monotonic() + self._resend_seconds
-        with httpx.Client(timeout=_CALL_TIMEOUT) as http:
+        with self._http:
             while True:
                 with self._wake:
                     self._wake.wait_for(lambda: self._waiting or self._stopping, max(0.0, repeat - time.monotonic()))
@@ -133,7 +137,7 @@ class Delivery:
                 due = not stopping and time.monotonic() >= repeat
                 # After the changes: what fires now is newer than they are.
                 again = self._firing() if due else ()
-                done = self._post(http, batch, again) if batch or again else True
+                done = self._post(batch, again) if batch or again else True
                 if stopping and not (done and batch):
                     return
                 if done:
@@ -144,23 +148,23 @@ class Delivery:
                     self._wake.wait_for(lambda: self._stopping, wait)
                 wait = min(2 * wait, _LAST_WAIT)
 
-    def _post(self, http: httpx.Client, batch: Sequence[Group], again: Sequence[Notice]) -> bool:
+    def _post(self, batch: Sequence[Group], again: Sequence[Notice]) -> bool:
         """Posts changes and repetitions; false where they have to be posted once more."""
         notices = [*(change for group in batch for change in group), *again]
         try:
-            response = http.post(self._endpoint, json=self._body(notices, time.time()))
+            response = self._http.post(self._endpoint, json=self._body(notices, time.time()))
         except httpx.HTTPError as error:
             return self._failed(len(notices), str(error))
-        if response.is_success:
-            self._count("sent", len(notices))
-        elif response.status_code in _REFUSALS:
-            # Alertmanager keeps the valid ones of a batch; the others would stand in the way of every later alert.
-            self._count("rejected", len(notices))
-            _LOG.error(
-                "receiver_rejects", receiver=self._receiver, status=response.status_code, answer=response.text[:1000]
-            )
+        except Exception as error:  # noqa: BLE001 - what cannot be posted at all must not end all telling
+            self._rejected(len(notices), error=type(error).__name__)
         else:
-            return self._failed(len(notices), f"answered {response.status_code}")
+            if response.is_success:
+                self._count("sent", len(notices))
+            elif response.status_code in _REFUSALS:
+                # Alertmanager keeps the valid ones of a batch; the others would stand in the way of every later alert.
+                self._rejected(len(notices), status=response.status_code, answer=response.text[:1000])
+            else:
+                return self._failed(len(notices), f"answered {response.status_code}")
         with self._wake:
             # Only what was posted leaves the queue; more may have come meanwhile, and pushed out the oldest.
             for sent in batch:
@@ -173,6 +177,10 @@ class Delivery:
         self._count("failed", notices)
         _LOG.warning("receiver_unreachable", receiver=self._receiver, alerts=notices, error=error)
         return False
+
+    def _rejected(self, notices: int, **why: Any) -> None:
+        self._count("rejected", notices)
+        _LOG.error("receiver_rejects", receiver=self._receiver, **why)
 
     def _count(self, result: str, alerts: int) -> None:
         self._metrics.add("affect_notifications_total", alerts, self._receiver, result)
@@ -207,6 +215,16 @@ def checked_url(url: str, flag: str, example: str) -> str:
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise SetupError(flag, f"{url!r} is no http address; {fix}")
     return url
+
+
+def _client() -> httpx.Client:
+    try:
+        return httpx.Client(timeout=_CALL_TIMEOUT)
+    except (ImportError, OSError, ValueError) as error:
+        raise SetupError(
+            "HTTP_PROXY, SSL_CERT_FILE",
+            f"no alert can be posted with these ({error}); correct the environment, or put receivers on NO_PROXY",
+        ) from None
 
 
 def _timestamp(seconds: float) -> str:

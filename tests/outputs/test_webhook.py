@@ -132,6 +132,16 @@ class TestSending:
         wait_for_count(metrics, WEBHOOK, "sent", 1)
         assert [targets(posted) for posted in double.batches] == [["good"]]
 
+    def test_goes_on_after_a_message_that_cannot_be_written(
+        self, double: Double, metrics: Metrics, hook: Delivery
+    ) -> None:
+        """Text that UTF-8 does not have is counted as rejected, and later messages are posted."""
+        hook.send([alert("\ud800")])
+        wait_for_count(metrics, WEBHOOK, "rejected", 1)
+        hook.send([alert("good")])
+        wait_for_count(metrics, WEBHOOK, "sent", 1)
+        assert [targets(posted) for posted in double.batches] == [["good"]]
+
     def test_sends_all_that_waits_at_the_end(self, double: Double, metrics: Metrics) -> None:
         """Messages queued just before the end arrive, one by one."""
         hook = to_webhook(double.url, metrics)
@@ -157,3 +167,11 @@ class TestSending:
         with pytest.raises(SetupError, match=r"such as https://example\.org/hook") as caught:
             to_webhook("example.org/hook", metrics)
         assert caught.value.field == "--webhook-url"
+
+    def test_refuses_an_environment_it_cannot_post_in(
+        self, double: Double, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A proxy of a kind that is not understood is an error at the start, not a silence later."""
+        monkeypatch.setenv("HTTP_PROXY", "gopher://127.0.0.1:1")
+        with pytest.raises(SetupError, match="correct the environment"):
+            to_webhook(double.url, metrics)
