@@ -169,7 +169,9 @@ def rules_of(policy: Policy) -> dict[str, float]:
 def over_on(policy: Policy, assessment: TurnAssessment) -> dict[str, Excess]:
     """The targets of a policy that a turn is over on, with their excess; what is no number is not over."""
     excesses = {AFFECT: assessment.affect, **assessment.families}
-    return {target: excesses[target] for target, rate in rules_of(policy).items() if excesses[target].p_value <= rate}
+    # A turn that began before a reload knows no family of the new bank.
+    asked = [(target, rate) for target, rate in rules_of(policy).items() if target in excesses]
+    return {target: excesses[target] for target, rate in asked if excesses[target].p_value <= rate}
 
 
 def _severity(excess: Excess) -> tuple[float, float]:

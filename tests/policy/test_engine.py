@@ -327,6 +327,13 @@ class TestReload:
         assert (watched.states, watched.told) == ([], [("affect", "firing"), ("affect", "resolved")])
         assert "the policy file no longer has its rule" in watched.alerts[-1].annotations["description"]
 
+    def test_a_turn_of_a_bank_without_the_family_is_judged_on_the_rest(self) -> None:
+        """A turn that began before the reload says nothing of a family that only the new bank has."""
+        watched = Watched()
+        watched.engine.keep_only(file_of(make_policy(families={"envy": 0.1})))
+        watched.see(OVER)
+        assert watched.told == [("affect", "firing")]
+
     def test_an_alert_whose_rule_is_gone_resolves(self) -> None:
         """A family's alert resolves when its policy no longer has a rule for it; that of affect stays."""
         watched = Watched(make_policy(families={"warmth": 0.1}))
