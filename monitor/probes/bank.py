@@ -30,6 +30,8 @@ SHIPPED = Path(__file__).parent / "banks"
 """Banks in the package, by name."""
 
 
+RESERVED = ("affect", "overfitting", "mirror", "users")
+"""What turns and routes are watched for beside families, by the same labels: no family may be called so."""
 _WHOLE_NUMBERS = {"twin_tokens", "reference_tokens", "reference_stance"}
 _MAX_TOKENS = 1 << 24
 """More than any tokenizer has. Tables are as long as the largest token id, and a bank may not fill the memory."""
@@ -146,6 +148,8 @@ class BankCard(_Part):
             raise ValueError(f"emotions name families that are not listed: {sorted(unknown)}")
         if len(set(families)) < len(families):
             raise ValueError("names of families must differ")
+        if reserved := set(families).intersection(RESERVED):
+            raise ValueError(f"{sorted(reserved)} would hide what is watched beside families; call them otherwise")
         return families
 
 

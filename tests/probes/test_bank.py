@@ -15,6 +15,8 @@ import pytest
 from builders import make_bank, make_battery, make_card, make_tensors
 from safetensors.numpy import load, save
 
+from monitor.assess.drift import ALARMS
+from monitor.assess.overindex import AFFECT
 from monitor.errors import BankError
 from monitor.probes import bank as bank_module
 from monitor.probes.bank import Bank, Columns, Tensors, bank_folder, load_bank, seal
@@ -230,6 +232,13 @@ class TestBadCards:
         """A card that is no card of this schema is refused by the path of its field."""
         reseal(folder, **change)
         assert refusal(folder).field.startswith(f"bank.json:{field}")
+
+    @pytest.mark.parametrize("name", [AFFECT, *ALARMS])
+    def test_families_called_like_what_is_watched_beside_them(self, folder: Path, name: str) -> None:
+        """A family that would hide affect or a question of drift on the page is refused."""
+        card = json.loads((folder / "bank.json").read_text())
+        reseal(folder, families=[*card["families"], name])
+        assert refusal(folder).field == "bank.json:families"
 
     @pytest.mark.parametrize("name", ["name", "weights_fingerprint", "tokenizer_hash", "template_hash"])
     def test_names_no_engine_may_say(self, folder: Path, name: str) -> None:
