@@ -201,7 +201,8 @@ def check_config(
     bank: Annotated[str | None, typer.Option(help="Folder of a bank, or the name of a shipped one.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Policy file.")] = None,
     turns_per_day: Annotated[
-        int, typer.Option(min=1, help="Judged turns a day for which alerts are forecast, for each policy.")
+        int,
+        typer.Option(min=1, max=10**8, help="Judged turns a day for which alerts are forecast, for each policy."),
     ] = _TURNS_PER_DAY,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of policy files, for editors, and exit.")

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from monitor.assess.drift import RECENT_TURNS
 from monitor.assess.overindex import finest_rate
 from monitor.errors import PolicyError
 from monitor.probes.bank import Bank, Stance
@@ -33,6 +34,8 @@ LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,62}$"
 _CLOCK = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
+# Prometheus takes braces in labels and annotations for templates.
+Text = Annotated[str, Field(pattern=r"^[^{}\x00-\x1f\x7f]*$")]
 # Editors take JSON Schema's own format of times for one with seconds and a zone.
 TimeOfDay = Annotated[time, WithJsonSchema({"type": "string", "pattern": _CLOCK})]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -40,7 +43,7 @@ DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TurnRule(_Part):
@@ -50,9 +53,9 @@ class TurnRule(_Part):
     min_assistant_tokens: int = Field(default=8, ge=1, description="Shorter replies are not judged.")
     min_coverage: float = Field(default=0.9, gt=0, le=1, description="Turns seen less than this are not judged.")
     pending_turns: int = Field(
-        default=1, ge=1, description="Turns over in a row of judged ones before the alert fires."
+        default=1, ge=1, le=1000, description="Turns over in a row of judged ones before the alert fires."
     )
-    resolve_turns: int = Field(default=5, ge=1, description="Turns within bounds in a row before it resolves.")
+    resolve_turns: int = Field(default=5, ge=1, le=1000, description="Turns within bounds in a row before it resolves.")
     stale_minutes: float = Field(
         default=60, gt=0, description="Minutes without a judged turn after which a firing alert is taken back."
     )
@@ -65,8 +68,12 @@ class RateRule(_Part):
     """
 
     budget: Rate = Field(description="Share of judged turns that may be over on affect.")
-    period_days: float = Field(default=30, gt=0, description="Time the budget is for; the windows scale with it.")
-    min_turns: int = Field(default=50, ge=1, description="Judged turns in the long window below which nothing is said.")
+    period_days: float = Field(
+        default=30, gt=0, le=366, description="Time the budget is for; the windows scale with it."
+    )
+    min_turns: int = Field(
+        default=50, ge=1, le=10**9, description="Judged turns in the long window below which nothing is said."
+    )
 
 
 class DriftRule(_Part):
@@ -79,7 +86,9 @@ class MirrorRule(_Part):
     """When a lasting change of the slope of the assistant's affect on its users' is told."""
 
     alpha: Rate = Field(default=0.01, description="Chance that it is ever told of a route that has not changed.")
-    window_turns: int = Field(default=200, ge=20, description="Turns of the slope that is shown, with its interval.")
+    window_turns: int = Field(
+        default=200, ge=20, le=RECENT_TURNS, description="Turns of the slope that is shown, with its interval."
+    )
 
 
 class CoverageRule(_Part):
@@ -130,8 +139,10 @@ class MutingWindow(_Part):
 class Links(_Part):
     """Where people are sent."""
 
-    runbooks: str = Field(default="", description="Address of the folder of runbooks; the alert's name and .md follow.")
-    dashboards: str = Field(default="", description="Address of Grafana; /d/ and the dashboard's uid follow.")
+    runbooks: Text = Field(
+        default="", description="Address of the folder of runbooks; the alert's name and .md follow."
+    )
+    dashboards: Text = Field(default="", description="Address of Grafana; /d/ and the dashboard's uid follow.")
 
 
 class Policy(_Part):
@@ -153,7 +164,7 @@ class Policy(_Part):
     coverage: CoverageRule = CoverageRule()
     mute: tuple[MutingWindow, ...] = ()
     severity: Literal["info", "warning", "critical"] = "warning"
-    owner: str = Field(default="", description="Who is told; a label of every alert.")
+    owner: Text = Field(default="", description="Who is told; a label of every alert.")
 
     @model_validator(mode="after")
     def _budget_is_above_false_alarms(self) -> Policy:

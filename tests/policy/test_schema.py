@@ -96,7 +96,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "rate one": ([policy(turn={"false_alarm_rate": 1})], "policies.0.turn.false_alarm_rate", "less than 1"),
     "rate above": ([policy(turn={"false_alarm_rate": 1.5})], "policies.0.turn.false_alarm_rate", "less than 1"),
     "rate below": ([policy(turn={"false_alarm_rate": -0.1})], "policies.0.turn.false_alarm_rate", "greater than 0"),
-    "rate nan": ([policy(turn={"false_alarm_rate": float("NaN")})], "policies.0.turn.false_alarm_rate", "than"),
+    "rate nan": ([policy(turn={"false_alarm_rate": float("NaN")})], "policies.0.turn.false_alarm_rate", "finite"),
     "rate missing": ([policy(turn={})], "policies.0.turn.false_alarm_rate", "required"),
     "rate a word": ([policy(turn={"false_alarm_rate": "low"})], "policies.0.turn.false_alarm_rate", "number"),
     "family rate zero": ([policy(families={"warmth": 0})], "policies.0.families.warmth", "greater than 0"),
@@ -156,6 +156,21 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "muted from an hour that is none": (
         [policy(mute=[night(start="24:00")])], "policies.0.mute.0.start", "no time of day"
     ),
+    "budget for ever": (
+        [policy(rate={"budget": 0.1, "period_days": float("inf")})], "policies.0.rate.period_days", "finite"
+    ),
+    "budget of a century": (
+        [policy(rate={"budget": 0.1, "period_days": 36_500})], "policies.0.rate.period_days", "less than or equal"
+    ),
+    "mirror through more turns than are kept": (
+        [policy(mirror={"window_turns": 501})], "policies.0.mirror.window_turns", "less than or equal to 500"
+    ),
+    "more turns to pend than can be forecast": (
+        [policy(turn={"false_alarm_rate": 0.1, "pending_turns": 1001})], "policies.0.turn.pending_turns", "less than"
+    ),
+    "owner that is a template": ([policy(owner="{{ .Labels }}")], "policies.0.owner", "pattern"),
+    "owner on two lines": ([policy(owner="a\nb")], "policies.0.owner", "pattern"),
+    "owner that no file can hold": ([policy(owner="\ud800")], "policies.0.owner", "unicode"),
     "where runbooks stood before": (
         [policy(runbook_url="https://example.org")], "policies.0.runbook_url", "not permitted"
     ),
