@@ -27,7 +27,7 @@ from monitor.sidecar.canary_record import (
     repeat_spread,
     write_record,
 )
-from monitor.sidecar.pipeline import Pipeline
+from monitor.sidecar.pipeline import Pipeline, internal_error
 
 _LOG = structlog.get_logger("canary")
 _FIRST_WAIT, _LAST_WAIT = 1.0, 300.0
@@ -147,6 +147,8 @@ class Canaries:
                 outcome = self._outcome(run)
             except SetupError as error:
                 outcome = CanaryOutcome(run, "failed", str(error), missing=len(self._prompts))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next run is made, and who asked is answered
+                outcome = CanaryOutcome(run, "failed", str(internal_error(error)), missing=len(self._prompts))
             if not self._stopping.is_set():
                 self._tell(outcome, by)
             self._last = outcome

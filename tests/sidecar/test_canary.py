@@ -415,6 +415,13 @@ class TestFailure:
         assert found["result"] == "failed"
         assert "have it hand on a request's metadata as labels" in found["error"]
 
+    def test_that_nobody_thought_of_is_told(self, watched: Any, outcome: Any) -> None:
+        """A run that breaks off on an error of another kind, as of a name no host can have, has failed."""
+        found = outcome(watched(canary_url="http://a..b"))
+
+        assert (found["result"], found["missing"]) == ("failed", PROMPTS)
+        assert "its log says where" in found["error"]
+
     def test_without_an_engine(self, serve: Any, record: Path, outcome: Any) -> None:
         """Without an engine a run that is asked for fails at once, and none begins by itself."""
         sidecar = serve(canary_url="http://127.0.0.1:9", canary_record=record)
