@@ -25,7 +25,7 @@ class PageGuard:
     Args:
         token: The token; None where none is set.
         host: Address the pages are served on.
-        refused: Called with the peer of every request that shows no token or a wrong one.
+        refused: Called with the peer of every request that shows a wrong token, or none and would change something.
     """
 
     def __init__(self, token: BearerToken | None, host: str, refused: Callable[[str], None]) -> None:
@@ -43,7 +43,9 @@ class PageGuard:
         looks = request.method in _LOOKS
         if self._token.admits(shown) or (looks and self._token.admits_password(shown)):
             return None
-        self._refused(request.client.host if request.client else "")
+        # A browser looks without a password before it asks for one, at every first visit.
+        if shown or not looks:
+            self._refused(request.client.host if request.client else "")
         message = "asks for Authorization: Bearer TOKEN; browsers give the token as the password of any user\n"
         refusal = PlainTextResponse(message, HTTPStatus.UNAUTHORIZED, {"www-authenticate": "Bearer"})
         if looks:
