@@ -107,8 +107,8 @@ class Alert:
         self.coverage = min(self.coverage, turn.coverage)
         self.unvalidated |= turn.unvalidated
         if self.worst is None or _severity(excess) > _severity(self.worst.excess):
-            family, of_family = _leading(turn.assessment, excess)
-            self.worst = Worst(turn.turn_id, excess, turn.assessment.user_affect, family, of_family.over_index)
+            assessment = turn.assessment
+            self.worst = Worst(turn.turn_id, excess, assessment.user_affect, *_leading(assessment, excess))
 
     @property
     def annotations(self) -> dict[str, str]:
@@ -179,10 +179,11 @@ def _severity(excess: Excess) -> tuple[float, float]:
     return -excess.p_value, abs(excess.over_index)
 
 
-def _leading(assessment: TurnAssessment, excess: Excess) -> tuple[str, Excess]:
-    """The family that lies farthest out on the side of an excess."""
+def _leading(assessment: TurnAssessment, excess: Excess) -> tuple[str, float]:
+    """The family that lies farthest out on the side of an excess, and its over-index."""
     side = math.copysign(1.0, excess.over_index)
-    return max(assessment.families.items(), key=lambda family: side * family[1].over_index)
+    over_index = {family: each.over_index for family, each in assessment.families.items()}
+    return max(over_index.items(), key=lambda item: side * item[1])
 
 
 def shown_by_words(visibility: Mapping[str, int]) -> str:
