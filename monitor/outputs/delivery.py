@@ -152,7 +152,9 @@ class Delivery:
         """Posts changes and repetitions; false where they have to be posted once more."""
         notices = [*(change for group in batch for change in group), *again]
         try:
-            response = self._http.post(self._endpoint, json=self._body(notices, time.time()))
+            with self._http.stream("POST", self._endpoint, json=self._body(notices, time.time())) as response:
+                # Of an answer that may never end, no more is read than is told.
+                answer = "" if response.is_success else next(response.iter_text(), "")
         except httpx.HTTPError as error:
             return self._failed(len(notices), str(error))
         except Exception as error:  # noqa: BLE001 - what cannot be posted at all must not end all telling
@@ -162,7 +164,7 @@ class Delivery:
                 self._count("sent", len(notices))
             elif response.status_code in _REFUSALS:
                 # Alertmanager keeps the valid ones of a batch; the others would stand in the way of every later alert.
-                self._rejected(len(notices), status=response.status_code, answer=response.text[:1000])
+                self._rejected(len(notices), status=response.status_code, answer=answer[:1000])
             else:
                 return self._failed(len(notices), f"answered {response.status_code}")
         with self._wake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,6 +142,18 @@ class TestSending:
         hook.send([alert("good")])
         wait_for_count(metrics, WEBHOOK, "sent", 1)
         assert [targets(posted) for posted in double.batches] == [["good"]]
+
+    def test_does_not_wait_for_an_answer_that_never_ends(self, metrics: Metrics) -> None:
+        """The first line of an answer says that a message was taken; what would follow is not waited for."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            hook = to_webhook(f"http://127.0.0.1:{server.getsockname()[1]}", metrics)
+            for _ in range(2):
+                hook.send([alert()])
+                connection, _ = server.accept()
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nand so on")
+                connection.makefile("rb").readline()
+            wait_for_count(metrics, WEBHOOK, "sent", 2)
+            hook.close()
 
     def test_sends_all_that_waits_at_the_end(self, double: Double, metrics: Metrics) -> None:
         """Messages queued just before the end arrive, one by one."""
