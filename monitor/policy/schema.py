@@ -31,6 +31,14 @@ SHIPPED = Path(__file__).parent / "shipped"
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,62}$"
 """What the label of a request may be called."""
 
+_MENDS = {
+    "missing": "is missing; give it a value",
+    "extra_forbidden": "is no field here; take it out (affect-monitor check-config --schema prints those there are)",
+    "dict_type": "must hold names and values, as in {warmth: 0.01}",
+    "model_type": "must hold names and values, as in {false_alarm_rate: 0.01}",
+}
+"""What is said of a field at fault where pydantic's own words name no remedy, by its type of error."""
+
 _CLOCK = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -233,7 +241,8 @@ def read_policy(path: Path) -> PolicyFile:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "(file)"
-        raise PolicyError(f"{path}:{field}", first["msg"]) from None
+        message = _MENDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise PolicyError(f"{path}:{field}", message) from None
 
 
 def _read(path: Path) -> object:
@@ -255,7 +264,8 @@ def _check_against(policy: Policy, bank: Bank, path: Path) -> None:
                 f"the bank has no such family; it has {list(bank.card.families)}",
             )
     finest = finest_rate(policy.stance, turns)
-    for name, rate in {"turn.false_alarm_rate": policy.turn.false_alarm_rate, **policy.families}.items():
+    families = {f"families.{family}": rate for family, rate in policy.families.items()}
+    for name, rate in {"turn.false_alarm_rate": policy.turn.false_alarm_rate, **families}.items():
         if rate < finest:
             raise PolicyError(
                 f"{path}:{policy.name}.{name}",
