@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ class SidecarSettings(BaseSettings):
     ingest: str = Field(default="unix:///run/affect/ingest.sock", description="Address of the gRPC service.")
     http_host: str = Field(default="127.0.0.1", description="Address of /metrics, health and the status page.")
     http_port: int = Field(default=9469, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
+    instance: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        description="Name of this sidecar, a label of the alerts it tells; default: the host's, in a pod the pod's.",
+    )
     alertmanager_url: str = Field(
         default="", description="Alertmanager's base address; empty: it is not told of alerts."
     )

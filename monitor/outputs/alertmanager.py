@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from monitor.outputs.delivery import Delivery, Notice, checked_url, span
+from monitor.outputs.delivery import NO_LABELS, Delivery, Notice, checked_url, span
 from monitor.outputs.metrics import Metrics
 
 ALERTMANAGER = "alertmanager"
@@ -19,6 +19,7 @@ def to_alertmanager(
     metrics: Metrics,
     firing: Callable[[], Sequence[Notice]],
     *,
+    labels: Mapping[str, str] = NO_LABELS,
     resend_seconds: float = 60.0,
     queue: int = _AT_ONCE,
 ) -> Delivery:
@@ -28,6 +29,7 @@ def to_alertmanager(
         url: Base address of Alertmanager, such as ``http://127.0.0.1:9093``.
         metrics: Where results are counted.
         firing: Gives the alerts that fire now and that people were told of.
+        labels: Further labels of every alert.
         resend_seconds: Time between repetitions; Alertmanager's own ``resolve_timeout`` is five minutes.
         queue: Groups of changes that may wait; the oldest is given up for a newer one.
 
@@ -37,7 +39,7 @@ def to_alertmanager(
     base = checked_url(url, "--alertmanager-url", "http://127.0.0.1:9093").rstrip("/")
     return Delivery(
         ALERTMANAGER, f"{base}/api/v2/alerts", _body, metrics,
-        at_once=_AT_ONCE, firing=firing, resend_seconds=resend_seconds, queue=queue,
+        at_once=_AT_ONCE, labels=labels, firing=firing, resend_seconds=resend_seconds, queue=queue,
     )  # fmt: skip
 
 

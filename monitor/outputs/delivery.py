@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import httpx
@@ -53,6 +54,7 @@ class Change(NamedTuple):
     ended: float | None
 
 
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 Group = tuple[Change, ...]
 """Notices that changed together."""
 
@@ -66,6 +68,7 @@ class Delivery:
         body: What is posted of some notices, given the time in seconds since the epoch; it becomes JSON.
         metrics: Where results are counted, alert by alert.
         at_once: Groups that go into one post at most.
+        labels: Further labels of all that is told from here.
         firing: Gives what fires now, to be told again without having changed.
         resend_seconds: Time between such repetitions.
         queue: Groups that may wait; the oldest is given up for a newer one.
@@ -82,6 +85,7 @@ class Delivery:
         metrics: Metrics,
         *,
         at_once: int,
+        labels: Mapping[str, str] = NO_LABELS,
         firing: Callable[[], Sequence[Notice]] = tuple,
         resend_seconds: float = 60.0,
         queue: int = 1000,
@@ -91,6 +95,7 @@ class Delivery:
         self._body = body
         self._metrics = metrics
         self._at_once = at_once
+        self._labels = labels
         self._firing = firing
         self._resend_seconds = resend_seconds
         self._waiting: deque[Group] = deque(maxlen=queue)
@@ -104,13 +109,19 @@ class Delivery:
 
     def send(self, group: Sequence[Notice]) -> None:
         """Queues the present state of alerts that changed together."""
-        changes = tuple(Change(each.labels, each.annotations, each.started, each.ended) for each in group)
+        changes = self._told(group)
         with self._wake:
             if len(self._waiting) == self._waiting.maxlen:
                 self._count("dropped", len(self._waiting[0]))
             self._waiting.append(changes)
             self._show_waiting()
             self._wake.notify_all()
+
+    def _told(self, notices: Sequence[Notice]) -> Group:
+        """What notices say now, with the labels of this place."""
+        return tuple(
+            Change({**each.labels, **self._labels}, each.annotations, each.started, each.ended) for each in notices
+        )
 
     def close(self, timeout: float = 5.0) -> None:
         """Sends what waits, once, and stops; what cannot be sent is given up."""
@@ -136,7 +147,7 @@ class Delivery:
                     stopping, batch = self._stopping, list(self._waiting)[: self._at_once]
                 due = not stopping and time.monotonic() >= repeat
                 # After the changes: what fires now is newer than they are.
-                again = self._firing() if due else ()
+                again = self._told(self._firing()) if due else ()
                 done = self._post(batch, again) if batch or again else True
                 if stopping and not (done and batch):
                     return

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monitor.outputs.delivery import Delivery, Notice, checked_url, span
+from monitor.outputs.delivery import NO_LABELS, Delivery, Notice, checked_url, span
 from monitor.outputs.metrics import Metrics
 
 WEBHOOK = "webhook"
@@ -19,18 +19,19 @@ _NEVER = "0001-01-01T00:00:00Z"
 """The end of an alert that has none, as Go writes it."""
 
 
-def to_webhook(url: str, metrics: Metrics) -> Delivery:
+def to_webhook(url: str, metrics: Metrics, labels: Mapping[str, str] = NO_LABELS) -> Delivery:
     """Posts every change of alerts, those that changed together in one message; repeats nothing.
 
     Args:
         url: Address that is posted to.
         metrics: Where results are counted.
+        labels: Further labels of every alert.
 
     Raises:
         SetupError: The address is none that can be posted to.
     """
     endpoint = checked_url(url, "--webhook-url", "https://example.org/hook")
-    return Delivery(WEBHOOK, endpoint, message, metrics, at_once=1)
+    return Delivery(WEBHOOK, endpoint, message, metrics, at_once=1, labels=labels)
 
 
 def message(alerts: Sequence[Notice], now: float) -> dict[str, Any]:

@@ -59,9 +59,8 @@ def _inhibitions() -> list[dict[str, Any]]:
     computed = f'alertname=~"{"|".join(COMPUTED)}"'
     every = f'alertname=~"{"|".join(("AffectOverIndex", *COMPUTED))}"'
     return [
-        # Whoever sees nothing at all, or scores with the wrong bank, cannot tell about affect.
-        {"source_matchers": ['alertname=~"AffectBlind|AffectBankUnvalidated"'], "target_matchers": [every]},
-        # Alerts of sidecars reach Alertmanager without Prometheus. A part of the fleet that is missing silences nobody.
+        # A sidecar that is blind holds back its own alerts itself; no part of the fleet silences the rest. Alerts of
+        # sidecars reach Alertmanager without Prometheus.
         {
             "source_matchers": ['alertname=~"AffectTelemetryMissing|AffectEngineMissing"', 'severity="critical"'],
             "target_matchers": [computed],

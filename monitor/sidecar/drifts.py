@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -38,6 +38,8 @@ class Drifts:
         self._bank: Bank | None = None
         self._watches: dict[str, DriftWatch] = {}
         self._pages: dict[str, _Page] = {}
+        self._moved: dict[str, None] = {}
+        """Routes whose page is old, that of the longest wait first."""
 
     def follow(self, bank: Bank, policies: PolicyFile) -> None:
         """Watches the routes of these policies, against this bank's reference.
@@ -53,22 +55,26 @@ class Drifts:
             watch.adopt(_levels(policy))
             self._watches[policy.name] = watch
         self._pages = {}
-        self.show()
+        self._show(self._watches)
 
     def observe(self, policy: str, bank: Bank, turn: TurnAssessment) -> None:
         """Takes a judged turn into account, unless it was scored by a bank that was replaced meanwhile."""
         if bank is not self._bank:
             return
-        self._pages.pop(policy, None)
+        self._moved[policy] = None
         for change in self._watches[policy].observe(turn):
             _tell(policy, change)
 
     def show(self) -> None:
-        """Puts the drift of routes that had turns on the page."""
-        moved = self._watches.keys() - self._pages.keys()
-        if not moved:
-            return
-        self._pages |= {policy: _page(policy, self._watches[policy].drift()) for policy in moved}
+        """Puts the drift of a route that had turns on the page: one at a time, for the pipeline waits meanwhile."""
+        policy = next(iter(self._moved), None)
+        if policy is not None:
+            self._show([policy])
+
+    def _show(self, policies: Iterable[str]) -> None:
+        for policy in policies:
+            self._moved.pop(policy, None)
+            self._pages[policy] = _page(policy, self._watches[policy].drift())
         pages = list(self._pages.values())
         for name in pages[0]:
             self._metrics.replace(name, dict(chain.from_iterable(page[name].items() for page in pages)))
@@ -93,7 +99,7 @@ class Drifts:
             mine = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             if mine:
                 watch.restore(mine)
-                self._pages.pop(policy, None)
+        self._show(self._watches)
 
 
 def _prefix(policy: str, watch: DriftWatch) -> str:

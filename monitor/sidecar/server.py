@@ -171,11 +171,13 @@ class Sidecar:
 
     def _make_deliveries(self) -> list[Delivery]:
         settings, made = self._settings, []
+        # Without it, calm on one sidecar would resolve what fires on another of the same route.
+        labels = {"instance": settings.instance}
         if settings.alertmanager_url:
-            made.append(to_alertmanager(settings.alertmanager_url, self.metrics, self._firing))
+            made.append(to_alertmanager(settings.alertmanager_url, self.metrics, self._firing, labels=labels))
             self._parts.callback(made[-1].close)
         if settings.webhook_url:
-            made.append(to_webhook(settings.webhook_url, self.metrics))
+            made.append(to_webhook(settings.webhook_url, self.metrics, labels))
             self._parts.callback(made[-1].close)
         return made
 

@@ -135,7 +135,8 @@ def watch(tmp_path: Path, small_bank: Bank) -> Callable[..., Any]:
     @contextmanager
     def run(**flags: Any) -> Iterator[tuple[Sidecar, Engine]]:
         common = {"bank": str(tmp_path / "bank"), "policy": tmp_path / "policy.yaml", "ingest": address, "http_port": 0}
-        sidecar = Sidecar(load_settings(None, {**common, "drain_seconds": 0.0, **flags}))
+        common |= {"drain_seconds": 0.0, "instance": "pod-1"}
+        sidecar = Sidecar(load_settings(None, {**common, **flags}))
         engine = Engine(small_bank, address)
         try:
             yield sidecar, engine

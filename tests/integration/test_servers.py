@@ -21,6 +21,7 @@ pytestmark = pytest.mark.servers
 CALM, OVERSHOOT = 0.0, 8.0
 LABELS = {
     "alertname": "AffectOverIndex", "policy": "desk", "target": "affect", "severity": "critical", "owner": "desk-team",
+    "instance": "pod-1",
 }  # fmt: skip
 Notices = tuple[str, "queue.SimpleQueue[dict[str, Any]]"]
 
