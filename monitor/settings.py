@@ -74,7 +74,8 @@ class SidecarSettings(BaseSettings):
         default=None, description="Secret of the audit file's hash chain: who lacks it can forge no row."
     )
     state_file: Path | None = Field(
-        default=None, description="File that evidence of drift and alerts outlast a restart in; no text."
+        default=None,
+        description="File of this sidecar alone, in which evidence of drift and alerts outlast a restart; no text.",
     )
     canary_url: str = Field(
         default="",

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
 
 from monitor.assess.overindex import AFFECT, Excess, TurnAssessment
 from monitor.policy.schema import Policy
@@ -17,6 +19,8 @@ EXAMPLES = 5
 """Turn ids an alert carries as evidence."""
 _UPSET = 1.0
 """U from which a user is called upset, in standard deviations of the reference; plain requests lie below 0."""
+_FAR_FUTURE = 1e11
+"""Seconds since the epoch, some three thousand years: a stored time beyond it is none."""
 
 
 class AlertState(str, Enum):
@@ -84,7 +88,7 @@ class Alert:
     labels: dict[str, str]
     runbook_url: str
     state: AlertState
-    started: float
+    started: Annotated[float, Field(ge=0, lt=_FAR_FUTURE)]
     ended: float | None = None
     told: bool = False
     silenced: str = ""

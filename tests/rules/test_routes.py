@@ -168,7 +168,7 @@ class TestInhibitions:
     def test_monitor_faults_silence_what_they_make_doubtful(
         self, source: dict[str, str], target: dict[str, str], expected: bool
     ) -> None:
-        """What is computed where nothing is seen, one policy where its turns go unseen, nothing for one sidecar's sake."""
+        """What is computed where nothing is seen, one policy where its turns go unseen, nothing for one sidecar."""
         found = any(
             all(matches(matcher, source) for matcher in rule["source_matchers"])
             and all(matches(matcher, target) for matcher in rule["target_matchers"])
