@@ -76,8 +76,8 @@ _NOW = [
     numbers(
         About(
             "Assistants that moved",
-            "Routes whose assistant shows lastingly other affect than its reference, given what its users show, or "
-            "mirrors them otherwise. Compare versions, prompts and model; the route's dashboard says since when.",
+            "Routes whose assistant lastingly shows more affect than in the reference, given its users (crisis: or "
+            "less), or mirrors them more. Compare versions, prompts and model; the route's dashboard says since when.",
             PLAIN, ("AffectDrift", "AffectMirrorDrift"), 4, 4,
         ),
         Ask(or_none(f"count({_moved('overfitting|mirror')} == 1)")),
@@ -170,7 +170,7 @@ _ROUTES = [
         About(
             "Alerts over time",
             "Which alert fired when: those of turns by route and target, those of rules by name. Read the runbook of "
-            "the one that came first; faults of the monitor itself keep alerts of affect back.",
+            "the one that came first; a sidecar that is blind tells of no new alert of affect.",
             PLAIN, ("AffectOverIndex",),
         ),
         Ask(most(_FIRING, "policy", "target"), "AffectOverIndex {{policy}} {{target}}"),

@@ -75,8 +75,8 @@ _NOW = [
     numbers(
         About(
             "Faults of the monitor",
-            "Faults that last: the audit store is not written, or recent turns are mostly unseen. They keep alerts of "
-            "affect back: calm means nothing until they are gone.",
+            "Faults that last: the audit store is not written, or recent turns are mostly unseen. While a sidecar is "
+            "blind it tells of no new alert of affect: calm means nothing.",
             PLAIN, ("AffectAuditNotWritten", "AffectBlind"), 4, 4,
         ),
         Ask(total(of_sidecar("affect_monitor_fault"))),
@@ -279,7 +279,7 @@ _TOLD = [
     states(
         About(
             "Faults of the monitor over time",
-            "Which fault lasted when. Alerts of affect are kept back meanwhile.",
+            "Which fault lasted when. While a sidecar was blind, it told of no new alert of affect.",
             PLAIN, ("AffectAuditNotWritten", "AffectBlind"),
         ),
         Ask(most(of_sidecar("affect_monitor_fault"), "fault"), "{{fault}}"),

@@ -112,7 +112,7 @@ _AFFECT = [
         About(
             "Families of affect",
             "Median and 90 % quantile of each family's score, in standard deviations of the reference. Says which "
-            "family an excess is made of: warmth, contagion, hostility, elation, calm.",
+            "families an excess is made of.",
             DEVIATIONS, ("AffectOverIndex", "AffectDrift"),
         ),
         Ask(quantile(0.5, _FAMILIES, "family"), "{{family}}, median"),

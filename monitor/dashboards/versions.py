@@ -22,6 +22,7 @@ from monitor.dashboards.queries import (
     evidence,
     least,
     line,
+    mean,
     of_policy,
     of_sidecar,
     of_version,
@@ -45,10 +46,6 @@ def _quantile(share: float, metric: str) -> str:
 
 def _evidence(test: str) -> str:
     return evidence(of_version(of_policy("affect_drift_log_evalue", f'test="{test}"')), *VERSION)
-
-
-def _canary(gauge: str) -> str:
-    return least(of_version(of_sidecar(gauge)), *VERSION)
 
 
 _AFFECT, _FALSE = 'target="affect"', 'validated="false"'
@@ -185,11 +182,11 @@ _CANARY = [
     lines(
         About(
             "Shift of the canary prompts",
-            "Mean change of the assistant's affect on the same prompts, in standard deviations of the reference, by "
+            "Median change in over-index on the same prompts since they were recorded, mean over the sidecars of a "
             "version. Prompts have not changed, so the model, its template or its system prompt has.",
             DEVIATIONS, ("AffectCanaryShifted",), 6, 6,
         ),
-        Ask(_canary("affect_canary_shift"), _NAME),
+        Ask(mean(of_version(of_sidecar("affect_canary_shift")), *VERSION), _NAME),
     ),
     lines(
         About(
@@ -197,7 +194,7 @@ _CANARY = [
             "Chance of a shift at least as large if nothing had changed, smallest of any sidecar of a version.",
             PLAIN, ("AffectCanaryShifted",), 6, 6,
         ),
-        Ask(_canary("affect_canary_p_value"), _NAME),
+        Ask(least(of_version(of_sidecar("affect_canary_p_value")), *VERSION), _NAME),
     ),
 ]  # fmt: skip
 
