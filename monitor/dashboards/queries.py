@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from monitor.sidecar.sight import UNSEEN
+from monitor.policy.marks import UNSEEN
 
 WINDOW, STEP = "$window", "$__rate_interval"
 """Time a rate is taken over: what the reader chose for turns, which are rare; the pace of the graph for tokens."""
@@ -100,7 +100,7 @@ def line(tests: str, *labels: str) -> str:
 
 
 def _share_unseen(counted: Callable[[str], str]) -> str:
-    reasons = f'reason=~"{"|".join(sorted(UNSEEN))}"'
+    reasons = f'reason=~"{"|".join(UNSEEN)}"'
     unseen = counted(of_policy("affect_turns_unjudged_total", reasons))
     elsewhere = counted(of_policy("affect_turns_unjudged_total", 'reason="sampled_out"'))
     seen = f"({counted(of_policy('affect_turns_total'))} - {elsewhere})"

@@ -5,10 +5,9 @@ Names are level:metric:operation, the level being the labels that are left. Only
 
 from __future__ import annotations
 
+from monitor.policy.marks import UNSEEN
 from monitor.rules.windows import HOUR, MINUTE, duration
 
-UNSEEN = ("partial", "abandoned", "nonfinite", "low_coverage")
-"""Marks of turns that were not seen well."""
 LATE_SECONDS = 1.0
 """Age of a frame at its scoring from which it is late; a bucket of the lag's histogram ends there."""
 LOOK, LAG = duration(HOUR), duration(5 * MINUTE)

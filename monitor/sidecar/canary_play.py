@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import httpx
 
 from monitor.errors import SetupError
+from monitor.policy.marks import CANARY, SAMPLED_OUT
 from monitor.sidecar.canary_prompts import ID_LABEL, CanaryPrompt
 from monitor.sidecar.canary_record import CanaryTurn
-from monitor.sidecar.judge import CANARY, SAMPLED_OUT
 from monitor.sidecar.pipeline import Pipeline
 from monitor.wire.v1 import ingest_pb2
 

@@ -13,6 +13,7 @@ from monitor.outputs.metrics import Metrics
 from monitor.policy.alert import JudgedTurn
 from monitor.policy.engine import AlertEngine
 from monitor.policy.faults import BLIND, Faults
+from monitor.policy.marks import CANARY, MARKS, SAMPLED_OUT
 from monitor.policy.schema import Policy
 from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.sessions import OpenTurn
@@ -33,11 +34,8 @@ _NO_NUMBERS: dict[str, Any] = dict.fromkeys(
     ("user_affect", "assistant_affect", "warranted", "over_index", "p_value", "twin_over_index"), math.nan
 )
 _SHOWN = {value: text for text, value in _VISIBILITY.items()}
-SAMPLED_OUT, UNTOLD, REFUSED = "sampled_out", "untold", "refused"
-"""Reasons for which tokens are missing: outside the sample; nobody said why; their request has no turn."""
-CANARY = "canary"
-"""Mark of the turns that the sidecar brought about itself."""
-MARKS = (CANARY, "unvalidated", SAMPLED_OUT, "partial", "abandoned", "nonfinite", "low_coverage", "short")
+UNTOLD, REFUSED = "untold", "refused"
+"""Reasons for which tokens are missing: nobody said why; their request has no turn."""
 
 
 class Ending(NamedTuple):

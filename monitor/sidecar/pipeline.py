@@ -23,12 +23,13 @@ from monitor.outputs.baseline import BaselineWriter
 from monitor.outputs.metrics import Metrics
 from monitor.policy.engine import AlertEngine
 from monitor.policy.faults import Faults
+from monitor.policy.marks import MARKS, SAMPLED_OUT
 from monitor.policy.schema import PolicyFile
 from monitor.probes.bank import Bank
 from monitor.sidecar.canary_prompts import TOKEN_LABEL
 from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.generation import Generation
-from monitor.sidecar.judge import MARKS, REFUSED, SAMPLED_OUT, UNTOLD, VISIBILITIES, Ending, TurnJudge
+from monitor.sidecar.judge import REFUSED, UNTOLD, VISIBILITIES, Ending, TurnJudge
 from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
 from monitor.sidecar.state import State

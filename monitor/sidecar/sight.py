@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection
 
-UNSEEN = frozenset({"low_coverage", "partial", "nonfinite", "abandoned"})
-"""Marks of turns that were not seen well enough to be judged."""
-_ELSEWHERE = frozenset({"sampled_out", "canary"})
+from monitor.policy.marks import CANARY, SAMPLED_OUT, UNSEEN
+
+_UNSEEN = frozenset(UNSEEN)
+_ELSEWHERE = frozenset({SAMPLED_OUT, CANARY})
 """Marks of turns that were not meant to be judged, seen or not."""
 _TURNS, _LEAST = 50, 20
 _BLIND, _SEES = 0.5, 0.25
@@ -26,7 +27,7 @@ class Sight:
 
         A turn that is short and was not seen may be short for what is missing of it: it counts.
         """
-        unseen = UNSEEN.intersection(marks)
+        unseen = _UNSEEN.intersection(marks)
         if _ELSEWHERE.intersection(marks) or ("short" in marks and not unseen):
             return None
         self._turns.append(unseen)

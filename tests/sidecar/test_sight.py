@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.sidecar.sight import UNSEEN, Sight
+from monitor.policy.marks import UNSEEN
+from monitor.sidecar.sight import Sight
 
 
 class Watched:

@@ -47,6 +47,8 @@ def over_time(view: RouteView) -> Figure:
     layout["xaxis"] |= {"type": "date", "showgrid": False, "nticks": 5}
     layout["shapes"] = [_line(x0=0, x1=1, y0=0, y1=0, xref="paper")]
     layout["annotations"] = [_note("warranted", x=1, y=0, xref="paper", xanchor="right", yanchor="bottom")]
+    if not view.judged:
+        layout["xaxis"]["visible"] = False  # it would begin in the year 2000
     dots = _dots(view.judged, lambda turn: turn.ended_unix_ns / 1e6, lambda turn: turn.over_index)
     return {"data": dots, "layout": layout}
 

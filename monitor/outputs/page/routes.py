@@ -10,13 +10,12 @@ from monitor.assess.mirror import mirror_slope
 from monitor.assess.overindex import AFFECT
 from monitor.outputs.metrics import Metrics
 from monitor.outputs.page.snapshot import Snapshot
+from monitor.policy.marks import UNSEEN
 from monitor.policy.schema import Policy
 from monitor.wire.v1 import ingest_pb2
 
 Turn = ingest_pb2.Assessment
 
-UNSEEN = frozenset({"partial", "abandoned", "nonfinite", "low_coverage"})
-"""Marks of turns that were not seen well."""
 _PROFILE_TURNS = 50
 _DRIFT_TESTS = ("overfitting", "mirror", "users")
 
@@ -133,7 +132,7 @@ def route_view(snapshot: Snapshot, policy: Policy) -> RouteView:
         profile=[_bar(family, latest) for family in snapshot.card.families],
         profile_turns=len(latest),
         over=Share(sum(is_over(turn) for turn in judged), len(judged), budget),
-        unseen=Share(sum(not UNSEEN.isdisjoint(turn.marks) for turn in seen), len(seen), policy.coverage.budget),
+        unseen=Share(sum(not set(UNSEEN).isdisjoint(turn.marks) for turn in seen), len(seen), policy.coverage.budget),
         coverage=_mean([turn.coverage for turn in seen if "sampled_out" not in turn.marks]),
         unjudged={
             reason: int(turns)
