@@ -32,6 +32,7 @@ groups:
 DONE = (
     "sum(up) == 2",
     "count(ALERTS) > 0",
+    "sum(affect_drift_turns) == sum(affect_turns_judged_total)",
     "sum(increase(affect_turns_visibility_total[1m])) > 0",
     'sum(increase(affect_notifications_total{result="failed"}[1m])) > 0',
     "count(affect_canary_p_value) == 2",
