@@ -25,8 +25,9 @@ _GROWTH = 4
 
 def bin_edges(given: Floats) -> list[float]:
     """Edges between bins of equally many reference turns, ascending; few turns make few bins."""
-    bins = min(_MAX_BINS, max(1, len(given) // _MIN_BIN))
-    edges: list[float] = np.quantile(given, np.arange(1, bins) / bins).tolist()
+    bins = min(_MAX_BINS, len(given) // _MIN_BIN)
+    # Quantiles of nothing are an error, even none of them.
+    edges: list[float] = np.quantile(given, np.arange(1, bins) / bins).tolist() if bins else []
     return edges
 
 

@@ -223,7 +223,7 @@ class DriftWatch:
                 (quantity, name): measure(*pair)
                 for quantity, pair in compared.items()
                 for name, measure in MEASURES.items()
-                if len(user) >= _LEAST
+                if len(user) >= _LEAST and len(self._reference.user)
             },
         )
 
@@ -333,6 +333,8 @@ def _departures(edges: list[float], user: Floats) -> list[float]:
 
     Ranks are uniform given the bin, not given the very user: a bet may know no more.
     """
+    if not edges:
+        return [0.0]
     places, bins = np.searchsorted(edges, user, side="right"), len(edges) + 1
     counts = np.maximum(np.bincount(places, minlength=bins), 1)
     departures = np.bincount(places, user - user.mean(), bins) / counts / max(float(user.std()), 1e-6)

@@ -36,7 +36,7 @@ from monitor.calibration.refit import (
 )
 from monitor.capture.identity import template_hash, tokenizer_hash, weights_fingerprint
 from monitor.errors import CorpusError, ModelMismatchError
-from monitor.policy.schema import SHIPPED, load_policy
+from monitor.policy.schema import load_policy
 from monitor.probes.bank import Bank, Stance, load_bank, seal
 from monitor.sidecar.offline import OfflineScorer
 
@@ -261,7 +261,7 @@ class TestApproved:
         lines = [{"id": number, **json.loads(line)} for number, line in enumerate(path.read_text().splitlines())]
         (tmp_path / "in.jsonl").write_text("".join(json.dumps(line | {"labels": {}}) + "\n" for line in lines))
         policy = tmp_path / "policy.yaml"
-        policy.write_text((SHIPPED / "service-desk.yaml").read_text().replace("0.01", "0.1"))
+        policy.write_text("version: 1\npolicies: [{name: all, stance: neutral, turn: {false_alarm_rate: 0.1}}]\n")
         scorer = OfflineScorer(new, load_policy(policy, new), model, tiny_tokenizer)
         scorer.score_file(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
         found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

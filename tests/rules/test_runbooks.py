@@ -23,7 +23,7 @@ from monitor.rules.build import build
 from monitor.settings import load_settings
 from monitor.sidecar.server import Sidecar
 
-FOLDER = SHIPPED.resolve().parent / "runbooks"
+FOLDER = Path(__file__).parents[2] / "alerts" / "runbooks"
 SECTIONS = ["Meaning", "First three looks", "Likely causes", "What to do", "When to ignore"]
 OTHER_PROGRAMS = {"amtool", "df", "ls", "openssl", "(umask"}
 PAGES = sorted(FOLDER.glob("*.md"))
