@@ -50,11 +50,13 @@ class Drifts:
         self._bank, self._watches = bank, {}
         for policy in policies.policies:
             watch = before.get(policy.name)
-            if watch is None or watch.stance is not policy.stance:
+            if watch is not None and watch.stance is policy.stance:
+                watch.adopt(_levels(policy))
+            else:
                 watch = DriftWatch(bank, policy.stance, _levels(policy))
-            watch.adopt(_levels(policy))
             self._watches[policy.name] = watch
-        self._pages = {}
+        # Routes that are gone wait for no page any more.
+        self._pages, self._moved = {}, {}
         self._show(self._watches)
 
     def observe(self, policy: str, bank: Bank, turn: TurnAssessment) -> None:

@@ -141,6 +141,7 @@ class Pipeline:
         self._log_limiter = LogLimiter()
         self._begun = self._ended = self._open = 0
         metrics.set("affect_turns_capacity", max_open_turns)
+        self.drifts.follow(bank, policies)
         self._declare()
 
     @property
@@ -257,6 +258,7 @@ class Pipeline:
             self._generation = generation
             self.policies = policies
             self.alerts.keep_only(policies)
+            self.drifts.follow(generation.bank, policies)
             for session in self._sessions.values():
                 for turn in session.turns.values():
                     turn.policy = policies.route(dict(turn.start.labels))
@@ -520,7 +522,6 @@ class Pipeline:
         targets = [
             (policy.name, target) for policy in self.policies.policies for target in ("affect", *policy.families)
         ]
-        self.drifts.follow(self.bank, self.policies)
         metrics.declare("affect_turns_total", [(name,) for name in names])
         metrics.declare("affect_turns_judged_total", [(name,) for name in names])
         metrics.declare("affect_turns_over_total", targets)

@@ -122,6 +122,18 @@ class TestReload:
         assert evidence(sidecar) == before
         assert sidecar.metrics.value("affect_drift_log_line", "desk", "overfitting") == pytest.approx(0.693, abs=1e-3)
 
+    def test_without_a_route_is_no_fault(
+        self, serve: Callable[..., Sidecar], play: Callable[..., None], policy_file: Path
+    ) -> None:
+        """A route whose turns were not drawn yet may be gone after a reload: no fault, and no series of it."""
+        sidecar = serve()
+        play(3, 3.0)
+        policy_file.write_text(policy_file.read_text().replace("name: desk", "name: counter"))
+        assert sidecar.reload()
+        sidecar.pipeline.sweep()
+        assert sidecar.metrics.value("affect_faults_total", "internal") == 0
+        assert not any(labels[0] == "desk" for labels in sidecar.metrics.series("affect_drift_turns"))
+
     def test_of_the_bank_begins_anew(
         self, serve: Callable[..., Sidecar], play: Callable[..., None], tmp_path: Path, small_bank: Bank
     ) -> None:
