@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 from builders import make_card, make_stats, make_tensors
+from commands import Result, Run, runner
 
-from monitor import cli
 from monitor.assess.overindex import finest_rate
 from monitor.errors import SetupError
 from monitor.outputs.baseline import BaselineWriter
@@ -46,36 +45,10 @@ COMMANDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The error's one line."""
-        (line,) = [line for line in self.err.splitlines() if line.startswith("error ")]
-        return line
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process."""
-
-    def invoke(*arguments: Any) -> Result:
-        monkeypatch.setattr(sys, "argv", ["affect-monitor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        shown = capsys.readouterr()
-        return Result(int(left.value.code or 0), shown.out, shown.err)
-
-    return invoke
+    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from audits import PATIENCE, alter, edit, fill, make_trace, make_turn, open_store, records, verified
-
-from monitor import cli
-
-
-class Result(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
+from commands import Run, runner
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs an audit command in this process."""
-
-    def invoke(*arguments: Any) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["affect-monitor", "audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        shown = capsys.readouterr()
-        return Result(int(left.value.code or 0), shown.out, shown.err)
-
-    return invoke
+    return runner(monkeypatch, capsys, "audit")
 
 
 @pytest.fixture

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import needs
 import pytest
 import yaml
-
-from monitor import cli
+from commands import Run, runner
 
 POLICY = Path(__file__).parent / "rules" / "policy.yaml"
-
-
-class Result(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a rules command in this process."""
-
-    def invoke(*arguments: Any) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["affect-monitor", "rules", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        shown = capsys.readouterr()
-        return Result(int(left.value.code or 0), shown.out, shown.err)
-
-    return invoke
+    return runner(monkeypatch, capsys, "rules")
 
 
 class TestBuild:

@@ -12,6 +12,26 @@ Floats = NDArray[np.floating[Any]]
 _PSI_BINS = 10
 
 
+def distances(recent: Floats, reference: Floats) -> dict[str, float]:
+    """All distances, by name.
+
+    ks is the Kolmogorov-Smirnov distance, the largest difference of the two shares below any value, in [0, 1];
+    wasserstein the earth mover's distance, in the unit of the values.
+
+    Args:
+        recent: Values of recent turns, [M].
+        reference: Values of reference turns, [N].
+    """
+    values = np.sort(np.concatenate([recent, reference]))
+    below = [np.searchsorted(np.sort(each), values, side="right") / len(each) for each in (recent, reference)]
+    apart = np.abs(below[0] - below[1])
+    return {
+        "psi": psi(recent, reference),
+        "ks": float(apart.max()),
+        "wasserstein": float(apart[:-1] @ np.diff(values)),
+    }
+
+
 def psi(recent: Floats, reference: Floats) -> float:
     """Population stability index over deciles of the reference; 0.2 is the customary alarm (Siddiqi 2006).
 
@@ -27,24 +47,3 @@ def psi(recent: Floats, reference: Floats) -> float:
         for values in (recent, reference)
     ]
     return float(((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum())
-
-
-def ks(recent: Floats, reference: Floats) -> float:
-    """Kolmogorov-Smirnov distance: the largest difference of the two shares below any value, in [0, 1]."""
-    return float(np.abs(_difference(recent, reference)[1]).max())
-
-
-def wasserstein(recent: Floats, reference: Floats) -> float:
-    """Earth mover's distance, in the unit of the values."""
-    values, difference = _difference(recent, reference)
-    return float(np.abs(difference[:-1]) @ np.diff(values))
-
-
-def _difference(recent: Floats, reference: Floats) -> tuple[Floats, Floats]:
-    """All values ascending, and the difference of the two distribution functions at each."""
-    values = np.sort(np.concatenate([recent, reference]))
-    shares = [np.searchsorted(np.sort(each), values, side="right") / len(each) for each in (recent, reference)]
-    return values, shares[0] - shares[1]
-
-
-MEASURES = {"psi": psi, "ks": ks, "wasserstein": wasserstein}

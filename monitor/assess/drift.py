@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from monitor.assess.conformal import ConditionalRanks, bin_edges
-from monitor.assess.distance import MEASURES
+from monitor.assess.distance import distances
 from monitor.assess.evalue import SHIFTS, EProcesses
 from monitor.assess.mirror import MirrorBand, mirror_band
 from monitor.assess.overindex import AFFECT, STANCES, TurnAssessment, Warranted, target_values
@@ -220,10 +220,10 @@ class DriftWatch:
             mirror=mirror_band(user[last].tolist(), affect[last].tolist()),
             mirror_reference=self._reference_slope,
             distances={
-                (quantity, name): measure(*pair)
+                (quantity, name): distance
                 for quantity, pair in compared.items()
-                for name, measure in MEASURES.items()
                 if len(user) >= _LEAST and len(self._reference.user)
+                for name, distance in distances(*pair).items()
             },
         )
 

@@ -117,12 +117,6 @@ class Delivery:
             self._show_waiting()
             self._wake.notify_all()
 
-    def _told(self, notices: Sequence[Notice]) -> Group:
-        """What notices say now, with the labels of this place."""
-        return tuple(
-            Change({**each.labels, **self._labels}, each.annotations, each.started, each.ended) for each in notices
-        )
-
     def close(self, timeout: float = 5.0) -> None:
         """Sends what waits, once, and stops; what cannot be sent is given up."""
         with self._wake:
@@ -136,6 +130,12 @@ class Delivery:
                 self._count("dropped", given_up)
                 self._waiting.clear()
                 self._show_waiting()
+
+    def _told(self, notices: Sequence[Notice]) -> Group:
+        """What notices say now, with the labels of this place."""
+        return tuple(
+            Change({**each.labels, **self._labels}, each.annotations, each.started, each.ended) for each in notices
+        )
 
     def _run(self) -> None:
         wait = _FIRST_WAIT

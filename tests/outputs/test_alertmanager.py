@@ -21,27 +21,7 @@ LONG = 3600.0
 """Seconds that never pass in a test."""
 NOW = STARTED + 3600
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries follow one another at once."""
-    monkeypatch.setattr(delivery, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(delivery, "_LAST_WAIT", 0.02)
-
-
-@pytest.fixture
-def double() -> Iterator[Double]:
-    """An Alertmanager."""
-    made = Double()
-    yield made
-    made.hold.set()
-    made.stop()
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    """Where results are counted."""
-    return Metrics()
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from receivers import STARTED, Double, alert, count, wait_for_count
 from structlog.testing import capture_logs
 
 from monitor.errors import SetupError
-from monitor.outputs import delivery
 from monitor.outputs.delivery import Delivery
 from monitor.outputs.metrics import Metrics
 from monitor.outputs.webhook import WEBHOOK, message, to_webhook
@@ -19,27 +18,7 @@ from monitor.policy.faults import BLIND, MonitorFault
 
 NOW = STARTED + 3600
 
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries follow one another at once."""
-    monkeypatch.setattr(delivery, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(delivery, "_LAST_WAIT", 0.02)
-
-
-@pytest.fixture
-def double() -> Iterator[Double]:
-    """A receiver."""
-    made = Double()
-    yield made
-    made.hold.set()
-    made.stop()
-
-
-@pytest.fixture
-def metrics() -> Metrics:
-    """Where results are counted."""
-    return Metrics()
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

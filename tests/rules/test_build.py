@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import runner
 
-from monitor import cli
 from monitor.errors import PolicyError, SetupError
 from monitor.outputs.metrics import METRICS
 from monitor.policy.schema import PolicyFile, read_policy
@@ -139,9 +138,7 @@ def test_committed_rules_are_those_of_the_policy(
 ) -> None:
     """Building anew makes the file that is committed."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["affect-monitor", *COMMITTED[name].split()])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
+    done = runner(monkeypatch, capsys)(*COMMITTED[name].split())
     path = ROOT / "alerts" / "rules" / name
-    assert left.value.code in {None, 0}
-    assert capsys.readouterr().out == path.read_text(), f"affect-monitor {COMMITTED[name]} > alerts/rules/{name}"
+    assert done.code == 0
+    assert done.out == path.read_text(), f"affect-monitor {COMMITTED[name]} > alerts/rules/{name}"

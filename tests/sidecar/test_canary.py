@@ -15,11 +15,11 @@ import httpx
 import pytest
 import structlog
 from builders import make_bank
+from commands import runner
 from engine import PATIENCE, Turn, make_turn
 from prometheus_client import CollectorRegistry, generate_latest
 from sender import Sender
 
-from monitor import cli
 from monitor.errors import SetupError
 from monitor.settings import SidecarSettings
 from monitor.sidecar import canary
@@ -695,12 +695,9 @@ class TestCommand:
         """Runs it: exit code and what is printed."""
 
         def invoke(*arguments: str) -> tuple[int, str]:
-            monkeypatch.setattr("sys.argv", ["affect-monitor", "canary", *arguments])
-            capsys.readouterr()  # the log so far
-            with structlog.testing.capture_logs(), pytest.raises(SystemExit) as left:
-                cli.main()
-            shown = capsys.readouterr()
-            return int(left.value.code or 0), shown.out + shown.err
+            with structlog.testing.capture_logs():
+                done = runner(monkeypatch, capsys, "canary")(*arguments)
+            return done.code, done.out + done.err
 
         return invoke
 
