@@ -42,12 +42,6 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    """Where rows and losses are counted."""
-    return Metrics()
-
-
-@pytest.fixture
 def faults() -> Faults:
     """What the store says of its disk."""
     return Faults()

@@ -23,12 +23,6 @@ Start = Callable[..., BaselineWriter]
 
 
 @pytest.fixture
-def metrics() -> Metrics:
-    """Where losses are counted."""
-    return Metrics()
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The file."""
     return tmp_path / "baseline.jsonl"
