@@ -93,7 +93,7 @@ class Counters:
         sampled_out_requests: Requests that were not in the sample.
         reconnects: Connections that were lost.
         faults: Faults the sidecar found.
-        errors: Errors in this client, its caller's arguments or its callbacks.
+        errors: Errors in capture: in this client, its caller's arguments, its callbacks, or the hooks that feed it.
     """
 
     frames: int = 0
@@ -281,6 +281,31 @@ class SidecarClient:
                 if not self._full():
                     for told in (start, _gap(request_id, 0, total_tokens, why), event):
                         self._push(told)
+
+    def gap(
+        self,
+        request_id: str,
+        start: int,
+        token_ids: Sequence[int],
+        reason: ingest_pb2.GapReason = ingest_pb2.GAP_REASON_PREFIX_CACHED,
+    ) -> None:
+        """Announces tokens from ``start`` on that the model processed and whose rows will never come."""
+        with self._shielded(), self._ready:
+            request_id = self._short.get(request_id, request_id)
+            if request_id not in self._known or not token_ids or self._full():
+                return
+            # What was dropped before goes first: events of a request are told in the order of its tokens.
+            self._push_gap(request_id)
+            event = _gap(request_id, start, start + len(token_ids), reason)
+            event.gap.token_ids.extend(token_ids)
+            self._push(event)
+
+    def failed(self, errors: int = 1) -> None:
+        """Counts errors that capture kept away from the engine; the sidecar is told without delay."""
+        with self._ready:
+            self.counters.errors += errors
+            self._urged = True
+            self._ready.notify_all()
 
     # -- waiting, for programs that want to ---------------------------------------------------------------------------
 
@@ -654,7 +679,11 @@ class SidecarClient:
     def _encode(self, link: _Link, content: _Content) -> tuple[bytes, int]:
         """A frame, and the bytes it takes of the sidecar's credit."""
         message = ingest_pb2.StreamActivationsRequest(
-            sequence=content.sequence, sent_unix_ns=time.time_ns(), hello=content.hello, events=content.events
+            sequence=content.sequence,
+            sent_unix_ns=time.time_ns(),
+            hello=content.hello,
+            events=content.events,
+            capture_errors=self.counters.errors,
         )
         if content.step is None:
             frame = encode_frame(message, None)

@@ -90,23 +90,25 @@ class Projection(_message.Message):
     def __init__(self, probes: _Optional[str] = ..., weights: _Optional[_Union[Tensor, _Mapping]] = ..., bias: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class StreamActivationsRequest(_message.Message):
-    __slots__ = ("sequence", "sent_unix_ns", "hello", "spans", "events", "rows")
+    __slots__ = ("sequence", "sent_unix_ns", "hello", "spans", "events", "capture_errors", "rows")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     SENT_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_ERRORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     sent_unix_ns: int
     hello: Hello
     spans: Spans
     events: _containers.RepeatedCompositeFieldContainer[Event]
+    capture_errors: int
     rows: Tensor
-    def __init__(self, sequence: _Optional[int] = ..., sent_unix_ns: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., sent_unix_ns: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., capture_errors: _Optional[int] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("model_name", "model_revision", "weights_fingerprint", "tokenizer_hash", "template_hash", "engine_id", "data_parallel_rank", "layers", "hidden_size", "answer_every", "wants_shared_memory", "projection")
+    __slots__ = ("model_name", "model_revision", "weights_fingerprint", "tokenizer_hash", "template_hash", "engine_id", "data_parallel_rank", "layers", "hidden_size", "answer_every", "wants_shared_memory", "projection", "lacks_cached_prefixes")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +121,7 @@ class Hello(_message.Message):
     ANSWER_EVERY_FIELD_NUMBER: _ClassVar[int]
     WANTS_SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    LACKS_CACHED_PREFIXES_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_revision: str
     weights_fingerprint: str
@@ -131,7 +134,8 @@ class Hello(_message.Message):
     answer_every: int
     wants_shared_memory: bool
     projection: str
-    def __init__(self, model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., weights_fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., engine_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., answer_every: _Optional[int] = ..., wants_shared_memory: bool = ..., projection: _Optional[str] = ...) -> None: ...
+    lacks_cached_prefixes: bool
+    def __init__(self, model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., weights_fingerprint: _Optional[str] = ..., tokenizer_hash: _Optional[str] = ..., template_hash: _Optional[str] = ..., engine_id: _Optional[str] = ..., data_parallel_rank: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., hidden_size: _Optional[int] = ..., answer_every: _Optional[int] = ..., wants_shared_memory: bool = ..., projection: _Optional[str] = ..., lacks_cached_prefixes: bool = ...) -> None: ...
 
 class Spans(_message.Message):
     __slots__ = ("request_ids", "starts", "counts", "token_ids")
@@ -221,14 +225,16 @@ class End(_message.Message):
     def __init__(self, reason: _Optional[_Union[EndReason, str]] = ..., total_tokens: _Optional[int] = ...) -> None: ...
 
 class Gap(_message.Message):
-    __slots__ = ("start", "count", "reason")
+    __slots__ = ("start", "count", "reason", "token_ids")
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     start: int
     count: int
     reason: GapReason
-    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., reason: _Optional[_Union[GapReason, str]] = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., reason: _Optional[_Union[GapReason, str]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamActivationsResponse(_message.Message):
     __slots__ = ("through_sequence", "credit_bytes", "assessments", "faults", "shared_memory")
