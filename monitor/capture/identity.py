@@ -16,9 +16,14 @@ def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a model's weights, in name order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        add_weight(digest, name, tensor)
     return digest.hexdigest()
+
+
+def add_weight(digest: Any, name: str, weight: torch.Tensor) -> None:
+    """Takes one weight into a fingerprint."""
+    digest.update(f"{name}:{weight.dtype}:{tuple(weight.shape)};".encode())
+    digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -1,0 +1,20 @@
+"""Capture for vLLM: a plugin that vLLM loads by its entry point, and a KV connector that streams hidden states.
+
+scheduler: requests and steps -> Ledger -> StepPlan -> worker: rows of the plan -> Emitter -> SidecarClient
+
+The connector stores and loads nothing. vLLM's ``extract_hidden_states`` keeps the wanted layers in a cache of its own,
+paged like the KV cache; each step the scheduler's half says which positions have become final, and the worker's half
+takes their rows from the cache. So batching, chunked prefill, preemption, prefix-cache hits and speculation need no
+care of ours: a row lies where vLLM says that its position lies.
+"""
+
+from __future__ import annotations
+
+CONNECTOR = "AffectConnector"
+
+
+def register() -> None:
+    """Makes the connector known to vLLM; called by vLLM in each of its processes, maybe more than once."""
+    from monitor.capture.vllm import compat
+
+    compat.register_connector(CONNECTOR, "monitor.capture.vllm.connector")

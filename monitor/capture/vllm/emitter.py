@@ -1,0 +1,81 @@
+"""The worker's half: takes the rows of a plan and streams them to the sidecar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from monitor.capture.vllm.rows import HostCopies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from monitor.capture.breaker import Breaker
+    from monitor.capture.client import SidecarClient
+    from monitor.capture.vllm.plan import StepPlan
+
+
+class RowSource(Protocol):
+    """Where rows are taken from."""
+
+    hidden_size: int
+
+    def take(self, slots: NDArray[np.int64]) -> torch.Tensor:
+        """A copy of the rows at some slots: [rows, layers, hidden]."""
+
+
+class Emitter:
+    """Streams plans to the sidecar.
+
+    Args:
+        source: Where rows are taken from.
+        breaker: Keeps errors from the engine.
+        client: Gives the client, or none while there is no telling who the model is: nothing is sent then.
+    """
+
+    def __init__(self, source: RowSource, breaker: Breaker, client: Callable[[], SidecarClient | None]) -> None:
+        self._source = source
+        self._breaker = breaker
+        self._client = client
+        self._copies = HostCopies(self._deliver)
+        self._errors_told = 0
+
+    def emit(self, plan: StepPlan) -> None:
+        """Takes the rows of a step that has run and hands them on."""
+        rows = None
+        if len(plan.slots) and not self._breaker.open and self._client() is not None:
+            # What cannot be taken is missing from its turns; their beginnings and ends are told all the same.
+            with self._breaker.guard("taking rows"):
+                rows = self._source.take(plan.slots)
+        self._copies.hand_on(plan, rows)
+
+    def close(self) -> None:
+        """Lets go of the copies under way."""
+        self._copies.close()
+
+    def _deliver(self, plan: StepPlan, rows: torch.Tensor | None) -> None:
+        client = self._client()
+        if client is None:
+            return
+        with self._breaker.guard("telling the sidecar"):
+            if plan.errors > self._errors_told:
+                client.failed(plan.errors - self._errors_told)
+                self._errors_told = plan.errors
+            if not self._breaker.open:
+                for begin in plan.begins:
+                    client.start(
+                        begin.request_id,
+                        begin.prompt_length,
+                        labels=begin.labels,
+                        session_id=begin.session_id,
+                        external_id=begin.external_id,
+                    )
+            for gap in plan.missing:
+                client.gap(*gap)
+            if rows is not None:
+                client.rows(plan.request_ids, plan.starts, plan.counts, plan.token_ids, rows)
+            for end in plan.ends:
+                client.end(*end)

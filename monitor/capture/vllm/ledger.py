@@ -1,0 +1,143 @@
+"""The scheduler's half: which rows of which request are final, and where they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from monitor.capture.vllm.plan import Begin, End, Missing, StepPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class Scheduled(NamedTuple):
+    """A request's part in a step."""
+
+    request_id: str
+    blocks: Sequence[int]
+    """Blocks that are new to it."""
+    replaces: bool
+    """Whether they are all of its blocks."""
+    computed: int
+    """Tokens whose rows lie in its blocks before the step."""
+    tokens: int
+    """Tokens of the step, drafts among them."""
+
+
+@dataclass
+class _Request:
+    begin: Begin
+    tokens: Sequence[int]
+    """Prompt and accepted output; grows as the request goes on."""
+    blocks: list[int] = field(default_factory=list)
+    sent: int = 0
+    """Rows of all positions below were sent, or told as missing."""
+    announced: bool = False
+    lost: bool = False
+    """Whether a step went by unseen: no more rows, but its end is told."""
+
+
+class Ledger:
+    """Follows requests from step to step.
+
+    A row is final when its step is scheduled and its token is known: ``min(computed + tokens, known tokens)``. Drafts
+    that are rejected, steps scheduled ahead of the tokens they will get, and tokens computed anew after a preemption
+    all fall under this rule, and nothing is sent twice, since ``sent`` never falls.
+
+    Args:
+        block_size: Tokens in a block of the cache that rows are taken from.
+        keeps_cached: Whether rows of tokens served from the prefix cache can be had.
+    """
+
+    def __init__(self, block_size: int, *, keeps_cached: bool = True) -> None:
+        self._block_size = block_size
+        self._keeps_cached = keeps_cached
+        self._requests: dict[str, _Request] = {}
+        self._next = StepPlan()
+
+    def begin(self, begin: Begin, tokens: Sequence[int]) -> None:
+        """Takes in a request; ``tokens`` is a live view of its prompt and output."""
+        self._requests[begin.request_id] = _Request(begin, tokens)
+
+    def take(self) -> StepPlan:
+        """The plan of the next step, with what requests that ended left to say."""
+        plan, self._next = self._next, StepPlan()
+        return plan
+
+    def fill(self, plan: StepPlan, scheduled: Iterable[Scheduled]) -> None:
+        """Adds to a plan what becomes final with a step."""
+        slots = [plan.slots]
+        for part in scheduled:
+            request = self._requests.get(part.request_id)
+            if request is None or request.lost:
+                continue
+            if part.replaces:
+                request.blocks = list(part.blocks)
+            else:
+                request.blocks.extend(part.blocks)
+            ready = min(part.computed + part.tokens, len(request.tokens))
+            if ready <= request.sent:
+                continue
+            if not request.announced:
+                plan.begins.append(request.begin)
+                request.announced = True
+            if not self._keeps_cached and part.computed > request.sent:
+                self._skip(plan, request, min(part.computed, ready))
+            if ready > request.sent:
+                slots.append(self._send(plan, request, ready))
+        plan.slots = np.concatenate(slots)
+
+    def finish(self, request_id: str, computed: int, reason: int) -> bool:
+        """Ends a request.
+
+        Args:
+            request_id: The request.
+            computed: Tokens whose rows lie in its blocks.
+            reason: EndReason of the wire.
+
+        Returns:
+            Whether its blocks must stay until the next step is done, since rows in them are still to be sent.
+        """
+        request = self._requests.pop(request_id, None)
+        if request is None or not request.announced:
+            return False
+        known = len(request.tokens)
+        # The token sampled last was never fed to the model.
+        processed = min(computed, known - (known > request.begin.prompt_length))
+        self._next.ends.append(End(request_id, max(request.sent, processed), reason))
+        if request.lost or processed <= request.sent:
+            return False
+        slots = self._send(self._next, request, processed)
+        self._next.slots = np.concatenate([self._next.slots, slots])
+        self._next.held.append(request_id)
+        return True
+
+    def lose(self, plan: StepPlan) -> None:
+        """Gives up what is under way after a step that could not be followed; ends and held blocks stay in the plan."""
+        plan.missing.clear()
+        for column in (plan.request_ids, plan.starts, plan.counts, plan.token_ids):
+            column.clear()
+        plan.slots = np.empty(0, np.int64)
+        for request in self._requests.values():
+            request.lost = True
+
+    def _skip(self, plan: StepPlan, request: _Request, end: int) -> None:
+        plan.missing.append(Missing(request.begin.request_id, request.sent, list(request.tokens[request.sent : end])))
+        request.sent = end
+
+    def _send(self, plan: StepPlan, request: _Request, end: int) -> np.ndarray:
+        """Adds the span from what was sent to ``end``; returns its slots."""
+        start = request.sent
+        plan.request_ids.append(request.begin.request_id)
+        plan.starts.append(start)
+        plan.counts.append(end - start)
+        plan.token_ids.extend(request.tokens[start:end])
+        request.sent = end
+        size = self._block_size
+        first = start // size
+        blocks = np.asarray(request.blocks[first : (end - 1) // size + 1], np.int64)
+        inside = np.arange(start - first * size, end - first * size)
+        return blocks[inside // size] * size + inside % size
