@@ -5,8 +5,8 @@
         model.generate(**inputs)
 
 One frame a forward pass, prefill and decode alike. The hooks never raise into the model: after repeated errors capture
-stops and says so. One batch at a time. Beam search reorders the rows of a batch behind the hooks' back, and assisted
-generation takes tokens back; neither is supported.
+stops and says so. Under torch.compile, hook the model before its first compiled pass. One batch at a time. Beam search
+reorders the rows of a batch behind the hooks' back, and assisted generation takes tokens back; neither is supported.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 _Span = tuple[str, int, int]
+_Inputs = tuple[torch.Tensor, object, object]
+"""Token ids, attention mask and position ids of a pass."""
 _LOG = logging.getLogger("affect_monitor.capture")
 _MAX_ERRORS = 5
 """Forward passes in a row that may fail before capture stops."""
@@ -144,12 +146,14 @@ class TransformersTap:
         self._end_tokens = frozenset(_end_tokens(model) if end_tokens is None else end_tokens)
         self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._rows: list[_Row] = []
-        self._inputs: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._inputs: _Inputs | None = None
         self._errors = 0
+        # Else torch.compile traces the whole way to the client, locks and counters, anew whenever one has changed.
+        untraced: Any = torch.compiler.disable
         self._handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_pre_hook(untraced(self._before), with_kwargs=True),
             # Also when the pass fails: its rows must not stay in memory.
-            model.register_forward_hook(self._after, always_call=True),
+            model.register_forward_hook(untraced(self._after), always_call=True),
         ]
 
     @contextmanager
@@ -175,7 +179,9 @@ class TransformersTap:
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         ids = given.get("input_ids")
-        self._inputs = (ids, given.get("attention_mask")) if self._rows and isinstance(ids, torch.Tensor) else None
+        self._inputs = None
+        if self._rows and isinstance(ids, torch.Tensor):
+            self._inputs = (ids, given.get("attention_mask"), given.get("position_ids"))
 
     def _after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         inputs, self._inputs = self._inputs, None
@@ -203,13 +209,13 @@ class TransformersTap:
                 "goes on" if self._errors < _MAX_ERRORS else "stops",
             )
 
-    def _emit(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    def _emit(self, input_ids: torch.Tensor, attention_mask: object, position_ids: object) -> None:
         """Sends the new rows of one forward pass: no padding, nothing twice."""
         ids = input_ids.cpu().numpy()
         reached = np.array([row.position for row in self._rows])
         if len(ids) != len(reached):
             raise ValueError(f"a batch of {len(ids)} rows where {len(reached)} requests were named")
-        positions = _positions(ids.shape[1], attention_mask, reached)
+        positions = _positions(ids.shape[1], attention_mask, position_ids, reached)
         fresh = positions >= reached[:, None]
         fresh[[row.finished for row in self._rows]] = False
         began, spans = self._advance(ids, positions, fresh)
@@ -219,6 +225,11 @@ class TransformersTap:
             request = row.request
             self._client.start(
                 request.request_id, row.prompt_length, labels=request.labels, session_id=request.session_id
+            )
+        if missing := [layer for layer in self._kept.layers if layer not in self._kept.rows]:
+            raise ValueError(
+                f"layers {missing} were not seen in this pass: torch.compile keeps only hooks that it finds when it "
+                "traces, so hook the model before its first compiled pass"
             )
         kept = torch.stack([self._kept.rows[layer] for layer in self._kept.layers], dim=2).detach()
         if fresh.all():
@@ -249,16 +260,30 @@ class TransformersTap:
         return began, spans
 
 
-def _positions(width: int, attention_mask: torch.Tensor | None, reached: Ints) -> Ints:
-    """Absolute position of each token of a pass, [batch, width]; -1 for padding."""
+def _positions(width: int, attention_mask: object, position_ids: object, reached: Ints) -> Ints:
+    """Absolute position of each token of a pass, [batch, width]; negative for padding."""
     if attention_mask is None:
         return reached[:, None] + np.arange(width)
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:  # noqa: PLR2004 - [batch, tokens so far]
-        if len(reached) == 1:
-            return reached[:, None] + np.arange(width)
-        raise ValueError("attention_mask must be [batch, tokens so far]: nothing else tells padding from tokens")
-    real = attention_mask.cpu().numpy() != 0
-    return np.where(real, real.cumsum(1) - 1, -1)[:, -width:]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:  # noqa: PLR2004 - [batch, tokens so far]
+        real = attention_mask.cpu().numpy() != 0
+        return np.where(real, real.cumsum(1) - 1, -1)[:, -width:]
+    if len(reached) == 1:
+        return reached[:, None] + np.arange(width)
+    return _left_padded(position_ids, width)
+
+
+def _left_padded(position_ids: object, width: int) -> Ints:
+    """Positions of a batch on a preallocated cache, whose masks tell no padding from tokens."""
+    if isinstance(position_ids, torch.Tensor) and position_ids.dim() == 2:  # noqa: PLR2004 - [batch, width]
+        given = position_ids.cpu().numpy()
+        positions: Ints = given[:, -1:] + np.arange(1 - width, 1)
+        # Padding stands at 0; on the right, or in an order of its own, it would not come out so.
+        if np.array_equal(given, positions.clip(0)):
+            return positions
+    raise ValueError(
+        "padding cannot be told from tokens: attention_mask must be [batch, tokens so far], or position_ids "
+        "[batch, tokens] with padding on the left"
+    )
 
 
 def _end_tokens(model: nn.Module) -> list[int]:

@@ -300,6 +300,17 @@ class TestGenerate:
         assert client.ids("r0") == made.sequences[0, :-1].tolist()
         assert torch.equal(client.of("r0"), expected(made, padded(prompts(5), "left"), 0, [0, 1]))
 
+    @pytest.mark.parametrize("shape", ["Llama", "Gemma2", "Mistral"])
+    def test_batch_on_a_static_cache(self, shape: str) -> None:
+        """Padding is told from tokens by their positions where masks are those of a preallocated cache."""
+        model, client, batch = build(shape), Recorder(), padded(prompts(5, 2, 7), "left")
+        tap = TransformersTap(model, client, [0, 1])
+        with tap.requests(named(3)):
+            made = generate(model, batch, cache_implementation="static", disable_compile=True)
+        tap.close()
+        for number in range(3):
+            assert torch.equal(client.of(f"r{number}"), expected(made, batch, number, [0, 1]))
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, dtype: torch.dtype) -> None:
         """Rows keep the dtype of the model."""
@@ -322,6 +333,45 @@ class TestGenerate:
         assert client.starts["second"] == {"prompt_length": 3, "labels": {"policy": "second"}, "session_id": "s"}
         assert client.ends == dict.fromkeys(("first", "second"), (4, ingest_pb2.END_REASON_STOP))
         assert torch.equal(client.of("first"), client.of("second"))
+
+
+class TestCompiled:
+    """Decoding under torch.compile, as generate() does it on a GPU with a static cache."""
+
+    @pytest.fixture
+    def options(self) -> dict[str, Any]:
+        """Options of generate() that compile decoding on any device, without the wait for fast code."""
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        options = transformers.CompileConfig(backend="eager", mode=None)
+        options._compile_all_devices = True
+        return {"cache_implementation": "static", "compile_config": options}
+
+    def test_hooks_are_in_the_graph(self, llama: Any, options: dict[str, Any]) -> None:
+        """Every step's rows are its own, and the whole pass stays one graph."""
+        client, batch = Recorder(), padded(prompts(5, 2), "left")
+        tap = TransformersTap(llama, client, [0, 1])
+        with tap.requests(named(2)):
+            made = generate(llama, batch, **options)
+        tap.close()
+        for number in range(2):
+            assert torch.equal(client.of(f"r{number}"), expected(made, batch, number, [0, 1]))
+        assert not torch._dynamo.utils.counters["graph_break"]
+
+    def test_a_model_that_was_compiled_before(
+        self, llama: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Hooks that come too late see nothing, which is said, and what they miss counts against coverage."""
+        client, batch = Recorder(), padded(prompts(5), "left")
+        plain = generate(llama, batch, **options)
+        tap = TransformersTap(llama, client, [0, 1])
+        with tap.requests(named(1)):
+            made = generate(llama, batch, **options)
+        tap.close()
+        assert torch.equal(made.sequences, plain.sequences)
+        assert len(client.held["r0"]) == 5
+        assert client.ends["r0"][0] == 5 + 5
+        assert "before its first compiled pass" in caplog.text
 
 
 class Scripted(nn.Module):
