@@ -11,10 +11,13 @@ care of ours: a row lies where vLLM says that its position lies.
 from __future__ import annotations
 
 CONNECTOR = "AffectConnector"
+SUPPORTED = ("0.30", "0.31", "0.32", "0.33")
+"""Versions of vLLM that capture was made for; here, since importing ``compat`` takes vLLM's own seconds."""
 
 
 def register() -> None:
     """Makes the connector known to vLLM; called by vLLM in each of its processes, maybe more than once."""
     from monitor.capture.vllm import compat
 
+    compat.share_log("affect_monitor")
     compat.register_connector(CONNECTOR, "monitor.capture.vllm.connector")

@@ -5,6 +5,7 @@ Known versions are those whose sources the contract tests were run against; on o
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from monitor.capture.checkpoint import checkpoint_fingerprint, local_folder
 from monitor.capture.credentials import ClientTls
 from monitor.capture.identity import template_hash, tokenizer_hash
+from monitor.capture.vllm import SUPPORTED
 from monitor.capture.vllm.ledger import Scheduled
 from monitor.capture.vllm.plan import Begin
 from monitor.wire.v1 import ingest_pb2
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KVConnectorBase_V1", "KVConnectorMetadata", "KVConnectorRole", "SupportsHMA"]
 
-SUPPORTED = ("0.30", "0.31", "0.32", "0.33")
 _UNIQUE_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 _SIBLING_PREFIX = re.compile(r"^\d+_")
 
@@ -45,6 +46,15 @@ def version() -> str:
 def is_known() -> bool:
     """Whether this vLLM is one that capture was made for."""
     return version().startswith(tuple(f"{known}." for known in SUPPORTED))
+
+
+def share_log(name: str) -> None:
+    """Has a logger write where and as vLLM does, which configures no logger but its own."""
+    logger = logging.getLogger(name)
+    if not logger.handlers:
+        logger.handlers.extend(logging.getLogger("vllm").handlers)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def register_connector(name: str, module: str) -> None:
@@ -75,10 +85,14 @@ def cache_group(kv_cache_config: Any) -> tuple[int, int]:
     """
     from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
 
-    for index, group in enumerate(kv_cache_config.kv_cache_groups):
-        if isinstance(group.kv_cache_spec, HiddenStateCacheSpec):
-            return index, int(group.kv_cache_spec.block_size)
-    raise LookupError("no cache group of this vLLM holds hidden states alone")
+    groups = kv_cache_config.kv_cache_groups
+    found = [index for index, group in enumerate(groups) if isinstance(group.kv_cache_spec, HiddenStateCacheSpec)]
+    if not found and len(groups) == 1:
+        # Where pages are alike, all layers share one group.
+        found = [0]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} of {len(groups)} cache groups hold hidden states; there should be one")
+    return found[0], int(groups[found[0]].kv_cache_spec.block_size)
 
 
 def required_layout(config: Any) -> str | None:
