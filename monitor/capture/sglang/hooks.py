@@ -1,0 +1,110 @@
+"""The hooks, each a guarded call: an exception out of one would end the scheduler."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from monitor.capture.breaker import Breaker
+from monitor.capture.client import SidecarClient
+from monitor.capture.introduction import Introduction
+from monitor.capture.sglang import compat
+from monitor.capture.sglang.ledger import Ledger
+from monitor.capture.sglang.rows import BatchRows
+from monitor.capture.vllm.emitter import Emitter
+from monitor.capture.vllm.plan import StepPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from monitor.capture.sglang.settings import SglangSettings
+
+_LOG = logging.getLogger("affect_monitor.capture")
+
+
+class Hooks:
+    """What the plugin does in one scheduler process of SGLang.
+
+    Args:
+        settings: What the plugin is told.
+    """
+
+    def __init__(self, settings: SglangSettings) -> None:
+        self._settings = settings
+        self._ledger = Ledger()
+        self._breaker = Breaker()
+        self._rows: BatchRows | None = None
+        self._emitter: Emitter | None = None
+
+    def processor_made(self, _result: None, processor: Any, *_args: Any, **_kwargs: Any) -> None:
+        """After ``SchedulerBatchResultProcessor.__init__``: the model is loaded, and no request has come yet."""
+        with self._breaker.guard("SchedulerBatchResultProcessor.__init__"):
+            reason = compat.refusal(processor)
+            if reason:
+                _LOG.error("%s: nothing is captured, serving goes on", reason)
+            elif compat.speaks():
+                self._begin(processor)
+
+    def request_made(self, _result: None, request: Any, *_args: Any, **_kwargs: Any) -> None:
+        """After ``Req.__init__``: hidden states are asked for in its name."""
+        if self._emitter is not None and not self._breaker.open:
+            with self._breaker.guard("Req.__init__"):
+                compat.ask(request)
+
+    def prefill_done(self, original: Callable[..., Any], processor: Any, batch: Any, result: Any) -> Any:
+        """Around ``process_batch_result_prefill``, which also reads mixed batches."""
+        return self._around(compat.extend_parts, original, processor, batch, result)
+
+    def decode_done(self, original: Callable[..., Any], processor: Any, batch: Any, result: Any) -> Any:
+        """Around ``process_batch_result_decode``."""
+        return self._around(compat.decode_parts, original, processor, batch, result)
+
+    def _begin(self, processor: Any) -> None:
+        hello = compat.hello(processor)
+        introduction = Introduction(
+            hello, partial(compat.identify, processor, told=self._settings.weights_fingerprint), self._connect
+        )
+        self._rows = BatchRows(len(hello.layers), hello.hidden_size)
+        self._breaker = Breaker(introduction.failed)
+        self._emitter = Emitter(self._rows, self._breaker, introduction.client)
+        _LOG.warning("capture for SGLang is experimental: it has not run on a GPU yet; layers %s", list(hello.layers))
+
+    def _connect(self, hello: Any) -> SidecarClient:
+        return SidecarClient(self._settings.sidecar, hello, tls=self._settings.tls)
+
+    def _around(
+        self,
+        split: Callable[[Any], Iterator[compat.Part]],
+        original: Callable[..., Any],
+        processor: Any,
+        batch: Any,
+        result: Any,
+    ) -> Any:
+        if self._emitter is None or self._rows is None:
+            return original(processor, batch, result)
+        parts: list[compat.Part] | None = None
+        if not self._breaker.open:
+            # Before SGLang reads the result: afterwards there is no telling who was over already.
+            with self._breaker.guard("before a batch result"):
+                parts = list(split(batch))
+        answer = original(processor, batch, result)
+        self._tell(self._emitter, self._rows, parts, result)
+        return answer
+
+    def _tell(self, emitter: Emitter, rows: BatchRows, parts: list[compat.Part] | None, result: Any) -> None:
+        """Sends what a batch brought, behind SGLang's own answers to its callers."""
+        plan = None
+        if parts is not None:
+            with self._breaker.guard("after a batch result"):
+                filled = StepPlan()
+                self._ledger.fill(filled, parts)
+                rows.hold(compat.hidden_states(result))
+                plan = filled
+        with self._breaker.guard("the ends of requests"):
+            if plan is None:
+                self._ledger.lose()
+                plan = StepPlan()
+            self._ledger.close(plan)
+            emitter.emit(plan)
+        rows.hold(None)

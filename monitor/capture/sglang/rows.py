@@ -1,0 +1,49 @@
+"""The hidden states of one batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class BatchRows:
+    """Rows of the batch whose result is being read.
+
+    Args:
+        layers: Layers in each row.
+        hidden_size: Width of one layer.
+    """
+
+    def __init__(self, layers: int, hidden_size: int) -> None:
+        self._layers = layers
+        self.hidden_size = hidden_size
+        self._hidden: torch.Tensor | None = None
+
+    def hold(self, hidden: torch.Tensor | None) -> None:
+        """Holds the rows of a batch, [tokens, layers * hidden], until they are taken."""
+        self._hidden = hidden
+
+    def take(self, slots: NDArray[np.int64]) -> torch.Tensor:
+        """The rows at some slots, [rows, layers, hidden]: a copy, or a view of what nobody will write to.
+
+        Raises:
+            ValueError: The batch has no rows, or rows of another width than that of the layers.
+        """
+        hidden, self._hidden = self._hidden, None
+        width = self._layers * self.hidden_size
+        if hidden is None or hidden.dim() != 2 or hidden.shape[1] != width:  # noqa: PLR2004 - [tokens, width]
+            found = None if hidden is None else tuple(hidden.shape)
+            raise ValueError(f"hidden states are {found} where rows of {self._layers} x {self.hidden_size} should be")
+        if hidden.is_cuda:
+            # Maybe a buffer of a CUDA graph, which the next replay overwrites: gathered in the order of the stream.
+            places = torch.from_numpy(slots).pin_memory().to(hidden.device, non_blocking=True)
+            return hidden[places].view(-1, self._layers, self.hidden_size)
+        if hidden.is_pinned() and slots[-1] - slots[0] + 1 == len(slots):
+            # SGLang's own copy of this batch: each has one of its own.
+            return hidden[slots[0] : slots[-1] + 1].view(-1, self._layers, self.hidden_size)
+        return hidden[torch.from_numpy(slots)].view(-1, self._layers, self.hidden_size)
