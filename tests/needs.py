@@ -44,6 +44,17 @@ def assistant() -> Path:
     return assistant_folder()
 
 
+def vllm_environment() -> Path:
+    """Folder of an environment with vLLM in it; AFFECT_REQUIRE_VLLM=1 makes its absence a failure."""
+    folder = Path(os.environ.get("AFFECT_VLLM_VENV", ""))
+    if not (folder / "bin" / "python").is_file() or not (folder / "made-of.txt").is_file():
+        _lacking(
+            "VLLM",
+            "no environment with vLLM: python tests/integration/vllm_server.py --venv DIR, and AFFECT_VLLM_VENV=DIR",
+        )
+    return folder
+
+
 def mounted(folder: Path, size: str) -> None:
     """Mounts a small disk in memory on a folder, as root; AFFECT_REQUIRE_MOUNT=1 makes its absence a failure."""
     done = subprocess.run(
