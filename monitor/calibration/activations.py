@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from monitor.calibration.lines import Message
-from monitor.capture.transformers import LayerRows, decoder_blocks
+from monitor.capture.passes import LayerRows, decoder_blocks
 from monitor.errors import CorpusError, SetupError
 from monitor.probes.markers import Marker, Role
 from monitor.turns.roles import RoleLabeller

@@ -23,7 +23,7 @@ from monitor.calibration.reference import QUANTILE, Reference, ReferenceTurns, f
 from monitor.calibration.sweep import Swept, candidate_layers, choose_layers
 from monitor.calibration.tables import Runner, Tables, make_tables
 from monitor.capture.identity import template_hash, tokenizer_hash, weights_fingerprint
-from monitor.capture.transformers import decoder_blocks
+from monitor.capture.passes import decoder_blocks
 from monitor.errors import SetupError
 from monitor.probes.bank import Bank, Columns, Tensors, seal, tensors_of
 from monitor.probes.fit import ESTIMATORS, Estimator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from monitor.capture.identity import hello_of
-from monitor.capture.transformers import decoder_blocks
+from monitor.capture.passes import decoder_blocks
 from monitor.errors import ModelMismatchError
 from monitor.probes.bank import Bank
 

@@ -1,18 +1,17 @@
 """Capture for Hugging Face transformers: hooks on the decoder blocks of any decoder-only model.
 
-    tap = TransformersTap(model, client)
+    tap = TransformersTap(model, client, layers)
     with tap.requests([TappedRequest("id-1", labels={"policy": "service-desk"})]):
         model.generate(**inputs)
 
 One frame a forward pass, prefill and decode alike. The hooks never raise into the model: after repeated errors capture
-stops and says so. Under torch.compile, hook the model before its first compiled pass. One batch at a time. Beam search
-reorders the rows of a batch behind the hooks' back, and assisted generation takes tokens back; neither is supported.
+stops for a while and says so. Under torch.compile, hook the model before its first compiled pass. One batch at a time;
+for continuous batching see ``transformers_batching``. Beam search reorders the rows of a batch behind the hooks' back,
+and assisted generation takes tokens back; neither is supported.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,20 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from monitor.capture.breaker import Breaker
+from monitor.capture.passes import Passes
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from monitor.capture.client import SidecarClient
 
 Ints = NDArray[np.int64]
-_Span = tuple[str, int, int]
-_Inputs = tuple[torch.Tensor, object, object]
-"""Token ids, attention mask and position ids of a pass."""
-_LOG = logging.getLogger("affect_monitor.capture")
-_MAX_ERRORS = 5
-"""Forward passes in a row that may fail before capture stops."""
 
 
 @dataclass(frozen=True)
@@ -60,68 +55,12 @@ class _Row:
     request: TappedRequest
     position: int = 0
     prompt_length: int = 0
+    told: bool = False
     finished: bool = False
 
 
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a model: its longest list of modules that stands in no other (as experts do).
-
-    Raises:
-        ValueError: The model has no such list.
-    """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
-    nested = {id(inner) for outer in lists for inner in outer.modules() if inner is not outer}
-    outermost = [blocks for blocks in lists if id(blocks) not in nested]
-    if not outermost:
-        raise ValueError(f"{type(model).__name__} has no list of decoder blocks to hook")
-    return max(outermost, key=len)
-
-
-class LayerRows:
-    """Keeps the residual stream at some layers during each forward pass of a model.
-
-    Layer i is the stream after i blocks, 0 to depth, before any final norm.
-
-    Args:
-        model: A decoder-only model.
-        layers: Layers to keep.
-
-    Attributes:
-        rows: Hidden states of the pass under way, by layer: [batch, tokens, hidden].
-    """
-
-    def __init__(self, model: nn.Module, layers: Sequence[int]) -> None:
-        blocks = decoder_blocks(model)
-        if not all(0 <= layer <= len(blocks) for layer in layers):
-            raise ValueError(f"layers {list(layers)} must lie within 0..{len(blocks)}")
-        self.layers = tuple(layers)
-        self.rows: dict[int, torch.Tensor] = {}
-        self._handles = [self._hook(blocks, layer) for layer in self.layers]
-
-    def _hook(self, blocks: nn.ModuleList, layer: int) -> torch.utils.hooks.RemovableHandle:
-        # What enters block i is the stream after i blocks, whatever an architecture does to its embeddings.
-        if layer < len(blocks):
-
-            def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self._keep(layer, args[0] if args else kwargs.get("hidden_states"))
-
-            return blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
-
-        def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self._keep(layer, output[0] if isinstance(output, tuple) else output)
-
-        return blocks[-1].register_forward_hook(after)
-
-    def _keep(self, layer: int, hidden: object) -> None:
-        # A block that is called in an unknown way leaves its layer out: what is missing fails where it is looked for.
-        if isinstance(hidden, torch.Tensor):
-            self.rows[layer] = hidden
-
-    def close(self) -> None:
-        """Takes the hooks out."""
-        for handle in self._handles:
-            handle.remove()
-        self.rows.clear()
+_Span = tuple[_Row, int, int]
+"""A request, the position of its first token in a pass, and how many it has there."""
 
 
 class TransformersTap:
@@ -142,19 +81,10 @@ class TransformersTap:
         end_tokens: Sequence[int] | None = None,
     ) -> None:
         self._client = client
-        self._kept = LayerRows(model, layers)
+        self._breaker = Breaker(client.failed)
         self._end_tokens = frozenset(_end_tokens(model) if end_tokens is None else end_tokens)
-        self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._rows: list[_Row] = []
-        self._inputs: _Inputs | None = None
-        self._errors = 0
-        # Else torch.compile traces the whole way to the client, locks and counters, anew whenever one has changed.
-        untraced: Any = torch.compiler.disable
-        self._handles = [
-            model.register_forward_pre_hook(untraced(self._before), with_kwargs=True),
-            # Also when the pass fails: its rows must not stay in memory.
-            model.register_forward_hook(untraced(self._after), always_call=True),
-        ]
+        self._passes = Passes(model, layers, self._take)
 
     @contextmanager
     def requests(self, requests: Sequence[TappedRequest]) -> Iterator[None]:
@@ -167,82 +97,36 @@ class TransformersTap:
         finally:
             rows, self._rows = self._rows, []
             for row in rows:
-                if row.prompt_length:
-                    self._tell(self._client.end, row.request.request_id, row.position, reason)
+                if row.told:
+                    with self._breaker.guard("the end of a request"):
+                        self._client.end(row.request.request_id, row.position, reason)
 
     def close(self) -> None:
         """Takes the hooks out of the model."""
-        self._kept.close()
-        for handle in self._handles:
-            handle.remove()
+        self._passes.close()
 
-    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+    def _take(self, given: dict[str, Any]) -> None:
         ids = given.get("input_ids")
-        self._inputs = None
-        if self._rows and isinstance(ids, torch.Tensor):
-            self._inputs = (ids, given.get("attention_mask"), given.get("position_ids"))
+        if not self._rows or not isinstance(ids, torch.Tensor):
+            return
+        with self._breaker.guard("a forward pass"):
+            tokens = ids.cpu().numpy()
+            fresh, spans = self._advance(tokens, given.get("attention_mask"), given.get("position_ids"))
+            # A pass that is not sent was counted all the same: coverage has to show it.
+            if spans and not self._breaker.open:
+                with self._breaker.guard("sending a forward pass"):
+                    self._send(tokens, fresh, spans)
 
-    def _after(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        inputs, self._inputs = self._inputs, None
-        try:
-            if inputs is not None and output is not None:
-                # A pass that is not sent is counted all the same: coverage has to show it.
-                self._emit(*inputs)
-        except Exception:  # noqa: BLE001 - the model must not see it
-            self._failed()
-        finally:
-            self._kept.rows.clear()
-
-    def _tell(self, announce: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        try:
-            announce(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - the model must not see it
-            self._failed()
-
-    def _failed(self) -> None:
-        """Called from an except clause; says so until capture has stopped."""
-        self._errors += 1
-        if self._errors <= _MAX_ERRORS:
-            _LOG.exception(
-                "capture failed on a forward pass; generation goes on, capture %s",
-                "goes on" if self._errors < _MAX_ERRORS else "stops",
-            )
-
-    def _emit(self, input_ids: torch.Tensor, attention_mask: object, position_ids: object) -> None:
-        """Sends the new rows of one forward pass: no padding, nothing twice."""
-        ids = input_ids.cpu().numpy()
+    def _advance(
+        self, ids: Ints, attention_mask: object, position_ids: object
+    ) -> tuple[NDArray[np.bool_], list[_Span]]:
+        """Moves every request on by its fresh tokens: no padding, nothing twice; returns which these are, and spans."""
         reached = np.array([row.position for row in self._rows])
         if len(ids) != len(reached):
             raise ValueError(f"a batch of {len(ids)} rows where {len(reached)} requests were named")
         positions = _positions(ids.shape[1], attention_mask, position_ids, reached)
         fresh = positions >= reached[:, None]
         fresh[[row.finished for row in self._rows]] = False
-        began, spans = self._advance(ids, positions, fresh)
-        if self._errors >= _MAX_ERRORS or not spans:
-            return
-        for row in began:
-            request = row.request
-            self._client.start(
-                request.request_id, row.prompt_length, labels=request.labels, session_id=request.session_id
-            )
-        if missing := [layer for layer in self._kept.layers if layer not in self._kept.rows]:
-            raise ValueError(
-                f"layers {missing} were not seen in this pass: torch.compile keeps only hooks that it finds when it "
-                "traces, so hook the model before its first compiled pass"
-            )
-        kept = torch.stack([self._kept.rows[layer] for layer in self._kept.layers], dim=2).detach()
-        if fresh.all():
-            rows, tokens = kept.reshape(-1, *kept.shape[2:]), ids.reshape(-1)
-        else:
-            rows, tokens = kept[torch.from_numpy(fresh).to(kept.device)], ids[fresh]
-        request_ids, starts, counts = zip(*spans, strict=True)
-        self._client.rows(request_ids, starts, counts, tokens.tolist(), rows.cpu())
-        self._errors = 0
-
-    def _advance(self, ids: Ints, positions: Ints, fresh: NDArray[np.bool_]) -> tuple[list[_Row], list[_Span]]:
-        """Moves every request on by its fresh tokens; returns those that began, and the span of each."""
-        began: list[_Row] = []
         spans: list[_Span] = []
         for row, row_ids, row_positions, row_fresh in zip(self._rows, ids, positions, fresh, strict=True):
             columns = np.flatnonzero(row_fresh)
@@ -252,12 +136,28 @@ class TransformersTap:
             row.position = int(row_positions[last]) + 1
             if not row.prompt_length:
                 row.prompt_length = row.position
-                began.append(row)
             elif int(row_ids[last]) in self._end_tokens:
                 # generate() feeds padding to a finished row until the whole batch is done.
                 row.finished = True
-            spans.append((row.request.request_id, int(row_positions[first]), len(columns)))
-        return began, spans
+            spans.append((row, int(row_positions[first]), len(columns)))
+        return fresh, spans
+
+    def _send(self, ids: Ints, fresh: NDArray[np.bool_], spans: list[_Span]) -> None:
+        for row, _, _ in spans:
+            if not row.told:
+                request = row.request
+                self._client.start(
+                    request.request_id, row.prompt_length, labels=request.labels, session_id=request.session_id
+                )
+                row.told = True
+        kept = self._passes.rows()
+        if fresh.all():
+            rows, tokens = kept.flatten(0, 1), ids.reshape(-1)
+        else:
+            rows, tokens = kept[torch.from_numpy(fresh).to(kept.device)], ids[fresh]
+        sent, starts, counts = zip(*spans, strict=True)
+        names = [row.request.request_id for row in sent]
+        self._client.rows(names, starts, counts, tokens.tolist(), rows.cpu())
 
 
 def _positions(width: int, attention_mask: object, position_ids: object, reached: Ints) -> Ints:

@@ -21,7 +21,7 @@ from monitor.assess.overindex import Assessor, TurnAssessment
 from monitor.calibration.activations import Progress, render
 from monitor.calibration.identity import check_identity, check_shape
 from monitor.calibration.lines import ChatMessage
-from monitor.capture.transformers import LayerRows
+from monitor.capture.passes import LayerRows
 from monitor.errors import CorpusError, SetupError
 from monitor.policy.alert import over_on
 from monitor.policy.schema import Policy, PolicyFile

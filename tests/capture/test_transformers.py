@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
+from monitor.capture.breaker import Breaker
 from monitor.capture.identity import weights_fingerprint
-from monitor.capture.transformers import (
-    LayerRows,
-    TappedRequest,
-    TransformersTap,
-    decoder_blocks,
-)
+from monitor.capture.passes import LayerRows, decoder_blocks
+from monitor.capture.transformers import TappedRequest, TransformersTap
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
@@ -78,6 +76,7 @@ class Recorder:
         self.held: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
         self.failing: set[str] = set()
         self.calls = 0
+        self.failures = 0
 
     def start(self, request_id: str, prompt_length: int = 0, **about: Any) -> None:
         """Keeps a start."""
@@ -102,6 +101,10 @@ class Recorder:
         """Keeps an end."""
         self._called("end")
         self.ends[request_id] = (total_tokens, reason)
+
+    def failed(self) -> None:
+        """Counts an error that capture kept away from the model."""
+        self.failures += 1
 
     def of(self, name: str) -> torch.Tensor:
         """Rows of a request, [positions, layers, hidden]; fails where a position is missing."""
@@ -487,7 +490,7 @@ class TestPlainForward:
         tap = TransformersTap(llama, client, [0, 1])
         llama(torch.tensor([[3, 4, 5]]))
         assert client.calls == 0
-        assert not tap._kept.rows
+        assert not tap._passes._kept.rows
         tap.close()
 
     def test_rows_are_copies(self, llama: Any) -> None:
@@ -520,21 +523,44 @@ class TestFailing:
         tap.close()
 
     def test_capture_stops_after_repeated_errors(self, llama: Any, caplog: pytest.LogCaptureFixture) -> None:
-        """After five failures in a row the client is left alone, which is logged once."""
+        """After five failures in a row the client is left alone, which is logged once and counted each time."""
         client = Recorder()
         client.failing = {"rows"}
         tap = TransformersTap(llama, client, [0])
         with caplog.at_level(logging.ERROR, "affect_monitor.capture"), tap.requests(named(1)):
             generate(llama, padded(prompts(3), "left"), tokens=20)
         assert client.calls == 1 + 5 + 1
-        said = [record.getMessage() for record in caplog.records]
-        assert [line.rsplit(" ", 1)[1] for line in said] == ["on"] * 4 + ["stops"]
+        assert client.failures == 5
+        assert len(caplog.records) == 2
+        assert "capture stops" in caplog.text
         assert client.ends["r0"][0] == 3 + 19, "what was not captured counts against coverage"
-        client.failing, client.calls = set(), 0
+        client.failing = set()
         with tap.requests([TappedRequest("later")]):
             generate(llama, padded(prompts(3), "left"), tokens=2)
         assert "later" not in client.starts
         tap.close()
+
+    @torch.no_grad()
+    def test_capture_is_tried_again(self, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After a pause capture goes on, also of a request that began meanwhile, and the end counts what was missed."""
+        now = 0.0
+        monkeypatch.setattr("monitor.capture.transformers.Breaker", partial(Breaker, clock=lambda: now))
+        client = Recorder()
+        tap = TransformersTap(llama, client, [0])
+        client.failing = {"rows"}
+        with tap.requests([TappedRequest("early")]):
+            for _ in range(5):
+                llama(torch.tensor([[3]]))
+        client.failing = set()
+        with tap.requests([TappedRequest("late")]):
+            llama(torch.tensor([[3, 4]]))
+            assert "late" not in client.starts
+            now = 60.0
+            llama(torch.tensor([[5]]))
+        tap.close()
+        assert client.starts["late"]["prompt_length"] == 2
+        assert list(client.held["late"]) == [2]
+        assert client.ends["late"][0] == 3
 
     def test_errors_apart_do_not_stop_it(self, llama: Any) -> None:
         """A pass that works in between starts the count of failures anew."""
@@ -597,7 +623,7 @@ class TestFailing:
         handle = llama.lm_head.register_forward_pre_hook(fail)
         with pytest.raises(RuntimeError, match="out of memory"), tap.requests(named(1)):
             llama(torch.tensor([[3, 4]]))
-        assert not tap._kept.rows
+        assert not tap._passes._kept.rows
         assert client.calls == 0
         handle.remove()
         tap.close()
