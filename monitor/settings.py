@@ -46,6 +46,13 @@ class SidecarSettings(BaseSettings):
         description="Have engines multiply rows with the probes before they send them: a fraction of the bytes, but a "
         "new bank costs the turns that are open.",
     )
+    prefix_cache_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        le=1 << 34,
+        description="Memory for scores of prompts' beginnings, for engines that do not send again what their prefix "
+        "cache holds; 0: such tokens stay gaps.",
+    )
     max_open_turns: int = Field(default=4096, ge=1, le=1 << 20, description="Turns open at once.")
     turn_timeout_seconds: float = Field(default=300, gt=0, description="Silence after which an open turn is given up.")
     allow_unvalidated: bool = Field(

@@ -191,7 +191,7 @@ def make_stats(bank: Bank, user: Any = 0.0, assistant: Any = 0.0, **fields: Any)
     tokens: dict[str, Any] = {
         "user": rows[0], "assistant": rows[1], "header": float(rows[1][affect]), "peak": float(rows[1][affect]),
         "user_tokens": 10, "assistant_tokens": 20, "seen_tokens": 40, "scored_tokens": 40,
-        "replayed_tokens": 0, "missing_tokens": 0,
+        "replayed_tokens": 0, "missing_tokens": 0, "filled_tokens": 0,
     }  # fmt: skip
     return TurnStats(**(tokens | fields))
 

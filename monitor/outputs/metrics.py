@@ -46,10 +46,14 @@ METRICS: dict[str, Spec] = {
     "affect_frames_total": Spec("counter", "Frames taken."),
     "affect_received_bytes_total": Spec("counter", "Bytes of frames taken."),
     "affect_tokens_scored_total": Spec("counter", "Tokens scored, each position of a turn once."),
+    "affect_tokens_filled_total": Spec(
+        "counter", "Of those scored, tokens an engine served from its prefix cache: scored in an earlier turn."
+    ),
     "affect_tokens_replayed_total": Spec("counter", "Tokens that came again and were left out."),
     "affect_tokens_nonfinite_total": Spec("counter", "Tokens whose rows were not finite."),
     "affect_tokens_missing_total": Spec("counter", "Tokens that never came, by reason.", ("reason",)),
     "affect_faults_total": Spec("counter", "Bad input set aside, by reason.", ("reason",)),
+    "affect_capture_errors_total": Spec("counter", "Errors of capture that were kept from the inference server."),
     "affect_streams_open": Spec("gauge", "Streams from inference engines open now."),
     "affect_streams_refused_total": Spec("counter", "Streams refused because the model does not match the bank."),
     "affect_credentials_refused_total": Spec(

@@ -130,6 +130,7 @@ class TurnJudge:
             "external_id": turn.start.external_id,
             "total_tokens": total,
             "scored_tokens": stats.scored_tokens,
+            "filled_tokens": stats.filled_tokens,
             "gaps": turn.gaps,
         }
 

@@ -33,6 +33,7 @@ from monitor.sidecar.judge import REFUSED, UNTOLD, VISIBILITIES, Ending, TurnJud
 from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
 from monitor.sidecar.state import State
+from monitor.turns.prefix import root_of
 from monitor.turns.roles import Ints
 from monitor.wire.codec import Frame, rows_of
 from monitor.wire.v1 import ingest_pb2
@@ -46,6 +47,8 @@ _MAX_GONE = 64
 """Engines remembered that have neither a stream nor a turn."""
 _MOST_LAG = 3600.0
 """Seconds; beyond it a clock is wrong, and one such value would spoil the sum."""
+_MOST_ERRORS = 1_000_000
+"""Errors of capture told at once; more are none, and one such value would spoil the sum."""
 GAP_REASONS = {
     ingest_pb2.GAP_REASON_PREFIX_CACHED: "prefix_cached",
     ingest_pb2.GAP_REASON_DROPPED: "dropped",
@@ -98,6 +101,7 @@ class Pipeline:
         keep_turns: Finished turns kept for looking at.
         trace_tokens: Last tokens of every turn that are kept one by one, for the audit store.
         trace_text: Whether to keep which tokens they were.
+        prefix_cache_bytes: Memory for the scores of prefixes, for engines that lack cached ones; 0: none.
         baseline: Takes turns that are judged and raise no alert.
         audit: Takes turns that raise alerts, and a sample of the others.
         faults: Is told when too few turns are seen.
@@ -116,6 +120,7 @@ class Pipeline:
         keep_turns: int = 1000,
         trace_tokens: int = 0,
         trace_text: bool = False,
+        prefix_cache_bytes: int = 64 << 20,
         baseline: BaselineWriter | None = None,
         audit: AuditStore | None = None,
         faults: Faults | None = None,
@@ -125,6 +130,7 @@ class Pipeline:
         self.alerts = alerts
         self._capacity = max_open_turns
         self._trace = (trace_tokens, trace_text)
+        self._prefix_bytes = prefix_cache_bytes
         self.canary_token = ""
         """Marks the turns of the run of canary prompts under way; empty: there is none."""
         self._generation = self._made(bank)
@@ -180,7 +186,9 @@ class Pipeline:
                 session = self._sessions[key] = EngineSession(key)
             session.streams += 1
             self._count_streams()
-        return EngineStream(session, generation if hello.projection else None)
+        prefix = root_of(key, hello.weights_fingerprint) if hello.lacks_cached_prefixes else b""
+        projected = generation if hello.projection else None
+        return EngineStream(session, projected, capture_errors=session.capture_errors, prefix=prefix)
 
     def disconnect(self, stream: EngineStream) -> None:
         """A stream of an engine is over; its turns wait for its return until they time out."""
@@ -204,6 +212,7 @@ class Pipeline:
             self._fault(done, frame.message.sequence, "", error)
         else:
             with self._lock:
+                self._count_capture_errors(stream, frame.message.capture_errors)
                 self._apply(stream, frame, done)
         self.metrics.add("affect_frames_total")
         self.metrics.add("affect_received_bytes_total", frame.size)
@@ -255,6 +264,8 @@ class Pipeline:
             )
         generation = self._generation if card.bank_id == old.bank_id else self._made(bank)
         with self._lock:
+            if generation is not self._generation:
+                self._generation.tracker.forget_prefixes()
             self._generation = generation
             self.policies = policies
             self.alerts.keep_only(policies)
@@ -343,6 +354,14 @@ class Pipeline:
                 self._fault(done, sequence, event.request_id, error)
         self.metrics.set("affect_turns_open", self._open)
 
+    def _count_capture_errors(self, stream: EngineStream, told: int) -> None:
+        """Counts the errors that are new; an engine that tells of fewer than before has begun anew."""
+        known = stream.capture_errors
+        if told != known:
+            new = told - known if told > known else told
+            self.metrics.add("affect_capture_errors_total", min(new, _MOST_ERRORS))
+            stream.capture_errors = stream.session.capture_errors = told
+
     def _guard(self, done: Processed, sequence: int, request_id: str, step: Callable[..., None], *args: object) -> None:
         """Runs one step; what it refuses becomes a fault and nothing else is lost."""
         try:
@@ -391,7 +410,8 @@ class Pipeline:
             return
         for error in set_right(request_id, start):
             self._fault(done, sequence, request_id, error)
-        slot = generation.tracker.open(start.prompt_length) if self._open < self._capacity else None
+        room = self._open < self._capacity
+        slot = generation.tracker.open(start.prompt_length, stream.prefix) if room else None
         if slot is None:
             raise TurnError(
                 "events.start",
@@ -474,11 +494,25 @@ class Pipeline:
             raise TurnError("events.gap.reason", f"{event.gap.reason} is unknown; send one of {known}", reason="gap")
         if event.gap.start + event.gap.count > MAX_LENGTH:
             raise TurnError("events.gap", f"a request has at most {MAX_LENGTH} tokens; shorten it", reason="gap")
-        turn.generation.touched[turn.slot] = time.monotonic()
-        skipped = turn.generation.tracker.skip(turn.slot, event.gap.start, event.gap.count)
+        skipped = self._skip(turn, event.gap)
         if skipped:
             turn.gaps[reason] = turn.gaps.get(reason, 0) + skipped
             self.metrics.add("affect_tokens_missing_total", skipped, reason)
+
+    def _skip(self, turn: OpenTurn, gap: ingest_pb2.Gap) -> int:
+        """Moves a turn over a gap, which is filled as far as its tokens are known; returns what is missing."""
+        token_ids = np.array(gap.token_ids, np.int64)
+        if len(token_ids) not in {0, gap.count}:
+            message = f"{len(token_ids)} for a gap of {gap.count}; send one for each missing token, or none"
+            raise TurnError("events.gap.token_ids", message, reason="gap")
+        tracker = turn.generation.tracker
+        turn.generation.touched[turn.slot] = time.monotonic()
+        if not len(token_ids):
+            return tracker.skip(turn.slot, gap.start, gap.count)
+        filled, missing = tracker.fill(turn.slot, gap.start, token_ids)
+        self.metrics.add("affect_tokens_scored_total", filled)
+        self.metrics.add("affect_tokens_filled_total", filled)
+        return missing
 
     def _end(self, session: EngineSession, event: ingest_pb2.Event, done: Processed) -> None:
         if self._known(session, event) is not None:
@@ -513,7 +547,7 @@ class Pipeline:
 
     def _made(self, bank: Bank) -> Generation:
         tokens, text = self._trace
-        return Generation(bank, self._capacity, tokens, trace_text=text)
+        return Generation(bank, self._capacity, tokens, trace_text=text, prefix_bytes=self._prefix_bytes)
 
     def _declare(self) -> None:
         """Makes the series of every policy exist before anything happens."""

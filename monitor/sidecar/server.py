@@ -100,6 +100,7 @@ class Sidecar:
             keep_turns=settings.keep_turns,
             trace_tokens=settings.audit_tokens,
             trace_text=settings.audit_text,
+            prefix_cache_bytes=settings.prefix_cache_bytes,
             audit=self._audit,
             faults=self.faults,
             baseline=_baseline(settings, bank, self.metrics),

@@ -43,6 +43,8 @@ class EngineSession:
     streams: int = 0
     silent_since: float = 0.0
     """When its last stream ended, by the monotonic clock."""
+    capture_errors: int = 0
+    """What it told last of errors in its capture."""
     finished: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Requests that ended last: an engine that saw no answer to an end tells it again when it comes back."""
 
@@ -81,8 +83,12 @@ class EngineStream:
         session: Whose it is.
         projected: The generation whose probes its rows went through; None: rows are hidden states.
         region: Memory it shares.
+        capture_errors: Errors in its capture that it told of, or that the engine told of before it.
+        prefix: The name of its engine's empty prefix, where rows of cached prefixes never come; empty where they do.
     """
 
     session: EngineSession
     projected: Generation | None = None
     region: Region | None = None
+    capture_errors: int = 0
+    prefix: bytes = b""

@@ -14,7 +14,7 @@ class TokenTrace(NamedTuple):
     Attributes:
         positions: Absolute positions, ascending, [tokens].
         roles: ``Role`` of each, [tokens].
-        affect: Score of assistant affect; NaN where it was not finite, [tokens].
+        affect: Score of assistant affect; NaN where it was not finite or is not known, [tokens].
         token_ids: The tokens themselves; None unless the operator stores text.
     """
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from monitor.probes.markers import Role
+from monitor.turns.prefix import BLOCK, PrefixMemory
 from monitor.turns.roles import Ints, RoleLabeller
 from monitor.turns.trace import TokenTrace, TraceRing
 
@@ -21,6 +22,8 @@ Floats = NDArray[np.float32]
 
 WINDOW = 8
 """Tokens in a row that must agree, a power of two: single-token spikes make false alarms (arXiv 2604.14865)."""
+_FILLED_AT_ONCE = 256 * BLOCK
+"""Tokens of a gap that are looked up at a time, so that the longest takes no more memory than a frame."""
 _USER, _ASSISTANT = 0, 1
 _PARTS = np.array([{Role.USER: _USER, Role.ASSISTANT: _ASSISTANT}.get(role, -1) for role in Role])
 """The part of a turn's statistics that a token of each role counts for; -1: none."""
@@ -36,8 +39,9 @@ class TurnStats(NamedTuple):
         peak: Highest mean affect of WINDOW scored assistant tokens in a row; NaN below WINDOW tokens.
         user_tokens: Tokens in ``user``.
         assistant_tokens: Tokens in ``assistant``.
-        seen_tokens: Distinct positions received.
+        seen_tokens: Distinct positions received or filled.
         scored_tokens: Those of them with finite scores.
+        filled_tokens: Those of them whose scores an earlier turn had.
         replayed_tokens: Rows that came again.
         missing_tokens: Positions jumped over that no gap accounts for.
         trace: Its last tokens one by one, where the tracker keeps them.
@@ -53,6 +57,7 @@ class TurnStats(NamedTuple):
     scored_tokens: int
     replayed_tokens: int
     missing_tokens: int
+    filled_tokens: int
     trace: TokenTrace | None = None
 
 
@@ -74,22 +79,30 @@ class TurnTracker:
         affect: The column whose single tokens matter: header, peak and trace are of it.
         capacity: Turns that may be open at once.
         ring: Keeps the last tokens of every turn, where that is wanted.
+        prefixes: Keeps scores of prefixes, where that is wanted.
     """
 
     def __init__(
-        self, labeller: RoleLabeller, columns: int, affect: int, capacity: int, ring: TraceRing | None = None
+        self,
+        labeller: RoleLabeller,
+        columns: int,
+        affect: int,
+        capacity: int,
+        ring: TraceRing | None = None,
+        prefixes: PrefixMemory | None = None,
     ) -> None:
         self._labeller = labeller
         self.columns = columns
         self._affect = affect
         self.capacity = capacity
         self._traces = ring
+        self._prefixes = prefixes
         self._free = list(range(capacity - 1, -1, -1))
         self._next = np.zeros(capacity, np.int64)
         self._state = np.zeros(capacity, np.int64)
         self._tails = np.zeros((capacity, labeller.tail_length), np.int64)
         self._prompt = np.zeros(capacity, np.int64)
-        self._tallies = np.zeros((capacity, 4), np.int64)
+        self._tallies = np.zeros((capacity, 5), np.int64)
         # Of segment 2 slot + part: user 0, assistant 1.
         self._counts = np.zeros(2 * capacity, np.int64)
         self._sums = torch.zeros(2 * capacity, columns, dtype=torch.float64)
@@ -103,11 +116,18 @@ class TurnTracker:
         """Slots in use."""
         return self.capacity - len(self._free)
 
-    def open(self, prompt_length: int = 0) -> int | None:
-        """Takes a slot for a new turn, or None when all are taken."""
+    def open(self, prompt_length: int = 0, prefix: bytes = b"") -> int | None:
+        """Takes a slot for a new turn, or None when all are taken.
+
+        Args:
+            prompt_length: Tokens of its prompt; 0: not known.
+            prefix: The name of the empty prefix of its engine, where that engine lacks cached ones.
+        """
         if not self._free:
             return None
         slot = self._free.pop()
+        if prefix and self._prefixes is not None:
+            self._prefixes.begin(slot, prefix)
         self._next[slot] = 0
         self._state[slot] = self._labeller.initial_state
         self._tails[slot] = -1
@@ -124,16 +144,22 @@ class TurnTracker:
         parts = slice(2 * slot, 2 * slot + 2)
         means = (self._sums[parts].numpy() / np.maximum(self._counts[parts], 1)[:, None]).astype(np.float32)
         self._free.append(slot)
+        if self._prefixes is not None:
+            self._prefixes.leave(slot)
         user_tokens, assistant_tokens = self._counts[parts].tolist()
-        seen, scored, replayed, missing = self._tallies[slot].tolist()
+        seen, scored, replayed, missing, filled = self._tallies[slot].tolist()
         return TurnStats(
             means[_USER], means[_ASSISTANT], float(self._header[slot]), float(self._peak[slot]),
-            user_tokens, assistant_tokens, seen, scored, replayed, missing,
+            user_tokens, assistant_tokens, seen, scored, replayed, missing, filled,
             self._traces.take(slot) if self._traces is not None else None,
         )  # fmt: skip
 
+    def forget_prefixes(self) -> None:
+        """Gives back what was kept of prefixes; nothing is kept or filled from now on."""
+        self._prefixes = None
+
     def skip(self, slot: int, start: int, count: int) -> int:
-        """Moves a turn over a gap; returns how many positions will not come that were still expected."""
+        """Moves a turn over a gap of unknown tokens; returns how many positions were still expected."""
         skipped = start + count - max(start, int(self._next[slot]))
         if skipped <= 0:
             return 0
@@ -141,6 +167,37 @@ class TurnTracker:
         self._jump(np.array([slot]), np.array([start + count]))
         self._next[slot] = start + count
         return skipped
+
+    def fill(self, slot: int, start: int, token_ids: Ints) -> tuple[int, int]:
+        """Moves a turn over a gap of known tokens, with the scores that an earlier turn had of the same prefix.
+
+        Returns:
+            Of the positions that were still expected, those filled and those that nothing is known of.
+        """
+        expected, stop = int(self._next[slot]), start + len(token_ids)
+        first = begin = max(start, expected)
+        if begin >= stop:
+            return 0, 0
+        if begin > expected:
+            self._tallies[slot, 3] += begin - expected
+            self._jump(np.array([slot]), np.array([begin]))
+        filled = 0
+        while begin < stop:
+            end = min(stop, begin - begin % _FILLED_AT_ONCE + _FILLED_AT_ONCE)
+            filled += self._fill(slot, begin, token_ids[begin - start : end - start])
+            begin = end
+        self._next[slot] = stop
+        return filled, stop - first - filled
+
+    def _fill(self, slot: int, start: int, token_ids: Ints) -> int:
+        if self._prefixes is None:
+            scores = np.full((len(token_ids), self.columns), np.nan, np.float32)
+        else:
+            scores = self._prefixes.find(slot, start, token_ids)
+        span = np.array([slot]), np.array([start]), np.array([len(token_ids)])
+        filled = len(token_ids) - self._fold_fresh(*span, token_ids, scores)
+        self._tallies[slot, [0, 4]] += filled
+        return filled
 
     def _jump(self, slots: Ints, to: Ints) -> None:
         """Moves turns over positions that were not seen, and with them perhaps over a beginning of a segment.
@@ -187,6 +244,9 @@ class TurnTracker:
             slots, starts, repeated, fresh = slots[held], starts[held], repeated[held], fresh[held]
         if not len(slots):
             return Folded(0, rows, 0)
+        self._tallies[slots, 0] += fresh
+        if self._prefixes is not None:
+            self._prefixes.put(slots, starts + repeated, fresh, token_ids, scores)
         nonfinite = self._fold_fresh(slots, starts + repeated, fresh, token_ids, scores)
         return Folded(len(token_ids) - nonfinite, rows - len(token_ids), nonfinite)
 
@@ -204,7 +264,6 @@ class TurnTracker:
         with np.errstate(all="ignore"):
             finite: NDArray[np.bool_] = np.isfinite(scores @ self._ones)
         affect = np.where(finite, scores[:, self._affect], np.float32(np.nan))
-        self._tallies[slots, 0] += counts
         self._tallies[slots, 1] += np.add.reduceat(finite, first, dtype=np.int64)
         if self._traces is not None:
             self._traces.put(slots[span], position, roles, affect, token_ids)

@@ -71,6 +71,7 @@ def lively() -> Metrics:
     metrics.add("affect_frames_total", 7)
     metrics.add("affect_received_bytes_total", 123456)
     metrics.add("affect_tokens_scored_total", 640)
+    metrics.add("affect_tokens_filled_total", 96)
     metrics.add("affect_tokens_replayed_total", 3)
     metrics.add("affect_tokens_missing_total", 5, "dropped")
     metrics.add("affect_faults_total", 1, "shape")

@@ -329,6 +329,11 @@ class TestTurn:
         assert "scored 70 not finite 3 missing: dropped by the capture, which was behind 20" in text
         assert "all that the server processed 100" in text
 
+    def test_account_of_a_cached_prefix(self) -> None:
+        """Tokens that were scored in an earlier turn stand in the account by themselves."""
+        text = text_of(self.page(total_tokens=100, scored_tokens=100, filled_tokens=60))
+        assert "scored 40 scored in an earlier turn with the same beginning 60 not finite 0" in text
+
     def test_not_judged(self) -> None:
         """A turn without numbers says why."""
         page = self.page(marks=["nonfinite", "short"], over_index=math.nan, p_value=math.nan)

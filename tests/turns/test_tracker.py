@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.probes.markers import Marker, Role
+from monitor.turns.prefix import PrefixMemory
 from monitor.turns.roles import RoleLabeller
+from monitor.turns.trace import TraceRing
 from monitor.turns.tracker import WINDOW, Folded, TurnStats, TurnTracker
 
 COLUMNS, AFFECT = 3, 2
@@ -49,6 +51,14 @@ class NaiveTurn:
             self.next = start + count
         return len(expected)
 
+    def fill(self, start: int, tokens: list[int]) -> tuple[int, int]:
+        """A gap of known tokens, of which no scores are known: whose they are is."""
+        expected = [position for position in range(start, start + len(tokens)) if position >= self.next]
+        for position in expected:
+            self._step(position)
+            self._begin(self._role(position, tokens[position - start])[1], np.full(COLUMNS, np.nan))
+        return 0, len(expected)
+
     def _jump(self, to: int) -> None:
         """Positions that were not seen: within the prompt, a segment may have begun there."""
         self.history = []
@@ -62,10 +72,7 @@ class NaiveTurn:
         if position < self.next:
             self.replayed += 1
             return
-        if position > self.next:
-            self.missing += position - self.next
-            self._jump(position)
-        self.next = position + 1
+        self._step(position)
         self.seen += 1
         finite = bool(np.isfinite(score).all())
         self.scored += finite
@@ -74,11 +81,21 @@ class NaiveTurn:
             self.user.append(score)
         if finite and position > 0 and role is Role.ASSISTANT:
             self.assistant.append(score)
+        self._begin(began, score if finite and position > 0 else np.full(COLUMNS, np.nan))
+
+    def _step(self, position: int) -> None:
+        """Goes on to a position, perhaps over others."""
+        if position > self.next:
+            self.missing += position - self.next
+            self._jump(position)
+        self.next = position + 1
+
+    def _begin(self, began: Role | None, score: np.ndarray) -> None:
+        """Where a role begins to speak, what it said before counts no more."""
         if began is Role.USER:
             self.user = []
         if began is Role.ASSISTANT:
-            self.assistant = []
-            self.header = score if finite and position > 0 else np.full(COLUMNS, np.nan)
+            self.assistant, self.header = [], score
 
     def _role(self, position: int, token: int) -> tuple[Role, Role | None]:
         if self.prompt_length is not None:
@@ -119,7 +136,7 @@ conversations = st.lists(pieces, min_size=1, max_size=7).map(lambda parts: [toke
 steps = st.one_of(
     st.tuples(st.just("rows"), st.integers(-4, 0), st.integers(1, 12)),
     st.tuples(st.just("rows"), st.integers(0, 3), st.integers(1, 12)),
-    st.tuples(st.just("skip"), st.integers(-3, 3), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["skip", "fill"]), st.integers(-3, 3), st.integers(0, 5)),
 )
 turns = st.lists(st.tuples(conversations, st.lists(steps, max_size=12)), min_size=1, max_size=4)
 
@@ -161,6 +178,10 @@ def play(
                 assert tracker.skip(slots[number], start, count) == oracle.skip(start, count)
                 continue
             stop = min(start + count, len(tokens))
+            if kind == "fill":
+                known = np.array(tokens[start:stop], np.int64)
+                assert tracker.fill(slots[number], start, known) == oracle.fill(start, tokens[start:stop])
+                continue
             if start >= stop:
                 continue
             spans.append((slots[number], start, stop - start, tokens[start:stop], data[number][start:stop]))
@@ -299,6 +320,65 @@ class TestRows:
         tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1)
         none = np.empty(0, np.int64)
         assert tracker.fold(none, none, none, none, np.empty((0, COLUMNS), np.float32)) == Folded(0, 0, 0)
+
+
+class TestFilled:
+    """Gaps whose tokens are known."""
+
+    @settings(deadline=None)
+    @given(conversations, st.data())
+    def test_a_turn_without_its_cached_prefix_is_the_whole_turn(self, tokens: list[int], data: st.DataObject) -> None:
+        """Whatever part of a conversation is cached, its statistics are those of all its rows."""
+        scores = np.random.default_rng(len(tokens)).integers(-80, 80, (len(tokens), COLUMNS)) / np.float32(8)
+        rings = PrefixMemory(2, COLUMNS, 1 << 20), TraceRing(2, 50, text=True)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 2, rings[1], rings[0])
+        whole = tracker.open(0, b"engine")
+        assert whole is not None
+        feed(tracker, whole, tokens, scores)
+        cached, again = data.draw(st.integers(0, len(tokens))), tracker.open(0, b"engine")
+        assert again is not None
+        begin = data.draw(st.integers(0, cached))
+        if begin:
+            feed(tracker, again, tokens[:begin], scores[:begin])
+        assert tracker.fill(again, 0, np.array(tokens[:cached], np.int64)) == (cached - begin, 0)
+        if tokens[cached:]:
+            feed(tracker, again, tokens[cached:], scores[cached:], cached)
+
+        first, second = tracker.close(whole), tracker.close(again)
+
+        assert second.filled_tokens == cached - begin
+        for one, other in zip(first[:10], second[:10], strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert first.trace is not None
+        assert second.trace is not None
+        for one, other in zip(first.trace, second.trace, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_a_long_gap(self) -> None:
+        """A gap of many thousands of tokens, from within a block on, is filled to its end."""
+        tokens = [9, *ASSISTANT, *np.random.default_rng(0).integers(7, 1000, 20_000).tolist()]
+        scores = np.repeat(np.arange(len(tokens))[:, None] % 64 / 8.0, COLUMNS, axis=1)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1, None, PrefixMemory(1, COLUMNS, 4 << 20))
+        slot = tracker.open(0, b"engine") or 0
+        feed(tracker, slot, tokens, scores)
+        whole = tracker.close(slot)
+        slot = tracker.open(0, b"engine") or 0
+        feed(tracker, slot, tokens[:5], scores[:5])
+
+        assert tracker.fill(slot, 0, np.array(tokens)) == (len(tokens) - 5, 0)
+
+        np.testing.assert_allclose(tracker.close(slot).assistant, whole.assistant)
+
+    def test_a_turn_that_names_no_prefix(self) -> None:
+        """Turns of engines that send everything are neither kept nor filled."""
+        tracker = TurnTracker(RoleLabeller(()), COLUMNS, AFFECT, 1, None, PrefixMemory(1, COLUMNS, 1 << 20))
+        for name in (b"", b"engine"):
+            slot = tracker.open(1, name) or 0
+            assert tracker.fill(slot, 0, np.full(30, 7)) == (0, 30)
+            tracker.close(slot)
+            slot = tracker.open(1) or 0
+            feed(tracker, slot, [7] * 30, np.ones((30, COLUMNS)))
+            tracker.close(slot)
 
 
 class TestSlots:

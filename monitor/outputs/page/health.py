@@ -15,6 +15,7 @@ class HealthView(NamedTuple):
 
     Attributes:
         scored: Tokens scored.
+        filled: Those of them that an engine served from its prefix cache.
         not_finite: Tokens whose rows were not finite.
         missing: Tokens that never came, by why.
         coverage: Scored tokens of all that the servers processed; None where there were none.
@@ -22,6 +23,7 @@ class HealthView(NamedTuple):
         frame_seconds: The same for the time spent on a frame.
         frames: Frames taken.
         faults: Bad input set aside, by reason.
+        capture_errors: Errors of capture that were kept from inference servers.
         open_turns: Turns open now.
         capacity: Turns that may be open at once.
         notifications: Alerts posted, by result.
@@ -33,6 +35,7 @@ class HealthView(NamedTuple):
     """
 
     scored: float
+    filled: float
     not_finite: float
     missing: dict[str, float]
     coverage: float | None
@@ -40,6 +43,7 @@ class HealthView(NamedTuple):
     frame_seconds: float
     frames: float
     faults: dict[str, float]
+    capture_errors: float
     open_turns: float
     capacity: float
     notifications: dict[str, float]
@@ -59,6 +63,7 @@ def health_view(metrics: Metrics) -> HealthView:
     processed = scored + not_finite + sum(tokens for why, tokens in missing.items() if why != "sampled_out")
     return HealthView(
         scored=scored,
+        filled=metrics.value("affect_tokens_filled_total"),
         not_finite=not_finite,
         missing={GAPS.get(why, why): tokens for why, tokens in missing.items()},
         coverage=scored / processed if processed else None,
@@ -66,6 +71,7 @@ def health_view(metrics: Metrics) -> HealthView:
         frame_seconds=metrics.bound("affect_frame_seconds", _MOST),
         frames=metrics.value("affect_frames_total"),
         faults=_by_first(metrics, "affect_faults_total"),
+        capture_errors=metrics.value("affect_capture_errors_total"),
         open_turns=metrics.value("affect_turns_open"),
         capacity=metrics.value("affect_turns_capacity"),
         notifications=_by_first(metrics, "affect_notifications_total"),

@@ -124,8 +124,11 @@ def _sides(user: Mapping[str, float], assistant: Mapping[str, float]) -> list[Em
 def _account(told: Mapping[str, Any]) -> list[Part]:
     gaps = told["gaps"]
     lost = told["total_tokens"] - told["scored_tokens"] - sum(gaps.values())
+    # Stores of earlier versions do not have it.
+    filled = told.get("filled_tokens", 0)
     return [
-        Part("scored", told["scored_tokens"]),
+        Part("scored", told["scored_tokens"] - filled),
+        *([Part("scored in an earlier turn with the same beginning", filled)] if filled else []),
         Part("not finite", lost),
         *(Part(f"missing: {GAPS.get(reason, reason)}", tokens) for reason, tokens in sorted(gaps.items())),
     ]

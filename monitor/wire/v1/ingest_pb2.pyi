@@ -265,7 +265,7 @@ class Fault(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., request_id: _Optional[str] = ..., reason: _Optional[str] = ..., field: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Assessment(_message.Message):
-    __slots__ = ("request_id", "turn_id", "policy", "user_affect", "assistant_affect", "warranted", "over_index", "p_value", "coverage", "twin_over_index", "visibility", "families", "emotions", "alerts", "marks", "labels", "ended_unix_ns", "assistant_tokens", "user_tokens", "external_id", "prepared", "peak", "user_emotions", "user_families", "total_tokens", "scored_tokens", "gaps")
+    __slots__ = ("request_id", "turn_id", "policy", "user_affect", "assistant_affect", "warranted", "over_index", "p_value", "coverage", "twin_over_index", "visibility", "families", "emotions", "alerts", "marks", "labels", "ended_unix_ns", "assistant_tokens", "user_tokens", "external_id", "prepared", "peak", "user_emotions", "user_families", "total_tokens", "scored_tokens", "gaps", "filled_tokens")
     class FamiliesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +335,7 @@ class Assessment(_message.Message):
     TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
+    FILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     turn_id: str
     policy: str
@@ -362,4 +363,5 @@ class Assessment(_message.Message):
     total_tokens: int
     scored_tokens: int
     gaps: _containers.ScalarMap[str, int]
-    def __init__(self, request_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., policy: _Optional[str] = ..., user_affect: _Optional[float] = ..., assistant_affect: _Optional[float] = ..., warranted: _Optional[float] = ..., over_index: _Optional[float] = ..., p_value: _Optional[float] = ..., coverage: _Optional[float] = ..., twin_over_index: _Optional[float] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., families: _Optional[_Mapping[str, float]] = ..., emotions: _Optional[_Mapping[str, float]] = ..., alerts: _Optional[_Iterable[str]] = ..., marks: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_unix_ns: _Optional[int] = ..., assistant_tokens: _Optional[int] = ..., user_tokens: _Optional[int] = ..., external_id: _Optional[str] = ..., prepared: _Optional[float] = ..., peak: _Optional[float] = ..., user_emotions: _Optional[_Mapping[str, float]] = ..., user_families: _Optional[_Mapping[str, float]] = ..., total_tokens: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., gaps: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    filled_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., policy: _Optional[str] = ..., user_affect: _Optional[float] = ..., assistant_affect: _Optional[float] = ..., warranted: _Optional[float] = ..., over_index: _Optional[float] = ..., p_value: _Optional[float] = ..., coverage: _Optional[float] = ..., twin_over_index: _Optional[float] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., families: _Optional[_Mapping[str, float]] = ..., emotions: _Optional[_Mapping[str, float]] = ..., alerts: _Optional[_Iterable[str]] = ..., marks: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_unix_ns: _Optional[int] = ..., assistant_tokens: _Optional[int] = ..., user_tokens: _Optional[int] = ..., external_id: _Optional[str] = ..., prepared: _Optional[float] = ..., peak: _Optional[float] = ..., user_emotions: _Optional[_Mapping[str, float]] = ..., user_families: _Optional[_Mapping[str, float]] = ..., total_tokens: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., gaps: _Optional[_Mapping[str, int]] = ..., filled_tokens: _Optional[int] = ...) -> None: ...
