@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 done but the answer is no (lines that failed, a bank or po
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -30,12 +29,13 @@ except ImportError as error:
     sys.exit(2)
 
 from monitor.cli_audit import audit_app
+from monitor.cli_bench import bench_app
 from monitor.cli_canary import canary
 from monitor.cli_rules import rules_app
-from monitor.terminal import ERRORS, Bar, need
+from monitor.cli_vllm import vllm_app
+from monitor.terminal import ERRORS, Bar, check_file, check_folder, client_tls, need, numbers
 
 if TYPE_CHECKING:
-    from monitor.capture.credentials import ClientTls
     from monitor.probes.bank import Bank, BankCard
 
 app = typer.Typer(
@@ -63,6 +63,8 @@ corpus_app = typer.Typer(help="Have a corpus written.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(audit_app, name="audit")
 app.add_typer(rules_app, name="rules")
+app.add_typer(vllm_app, name="vllm")
+app.add_typer(bench_app, name="bench")
 app.command()(canary)
 
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
@@ -104,7 +106,7 @@ def demo(
     """Watch a real chat model being monitored: fetches it, plays scripted conversations, shows scores and alerts."""
     need("transformers", "demo")
     if json_file is not None:
-        _check_file(json_file, "--json")
+        check_file(json_file, "--json")
     from monitor.demo.run import limit_threads, play
 
     limit_threads()
@@ -244,9 +246,9 @@ def calibrate(
     """Make a bank and its report: corpus -> activations -> probes -> calibration -> reference -> battery."""
     need("sklearn", "calibrate")
     need("plotly", "calibrate")
-    _check_folder(out, "--out")
+    check_folder(out, "--out")
     if cache is not None:
-        _check_folder(cache, "--cache")
+        check_folder(cache, "--cache")
     from monitor.calibration.calibrate import calibrate as make_bank
     from monitor.calibration.corpus import SHIPPED, read_corpus
     from monitor.calibration.dialogues import read_dialogues
@@ -259,7 +261,7 @@ def calibrate(
 
     if estimator not in ESTIMATORS:
         raise SetupError("--estimator", f"{estimator!r} is none of {sorted(ESTIMATORS)}")
-    wanted = _numbers(layers, "--layers")
+    wanted = numbers(layers, "--layers")
     folder = corpus or SHIPPED
     read = read_corpus(folder, approved or folder / "approved.jsonl")
     emotions = [emotion.name for emotion in read.emotions]
@@ -307,9 +309,9 @@ def reference(
         raise SetupError("--approved", "give either approved conversations or, by --baseline, a sidecar's turns")
     if (approved is None) != (model is None):
         raise SetupError("--model", "goes with --approved: the conversations run through it; --baseline needs none")
-    _check_folder(out, "--out")
+    check_folder(out, "--out")
     if cache is not None:
-        _check_folder(cache, "--cache")
+        check_folder(cache, "--cache")
     from monitor.calibration.refit import approved_turns, baseline_turns, check_approved, refit
     from monitor.probes.bank import load_bank
 
@@ -358,47 +360,6 @@ def score(
 
 
 @app.command()
-def bench(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write a page with plots to this file.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The main size alone, about a minute.")] = False,
-    transport: Annotated[
-        list[str] | None, typer.Option(help="grpc, shared_memory or projected; default: all three.")
-    ] = None,
-    soak: Annotated[float, typer.Option(min=0, help="Minutes at half load, to see whether memory grows.")] = 0,
-    profile: Annotated[bool, typer.Option("--profile", help="Time the stages of a frame.")] = False,
-    unpinned: Annotated[bool, typer.Option("--unpinned", help="Do not give sidecar and clients a core each.")] = False,
-) -> None:
-    """Measure the sidecar end to end beside its own physical limit: real processes, one run. Takes minutes."""
-    for file, flag in ((json_file, "--json"), (plot, "--plot")):
-        if file is not None:
-            _check_file(file, flag)
-    if plot is not None:
-        need("plotly", "calibrate")
-    from monitor.bench.bars import bars
-    from monitor.bench.cores import choose_cores
-    from monitor.bench.grid import FULL, QUICK, TRANSPORTS, full_grid, quick_grid
-    from monitor.bench.run import run
-    from monitor.bench.show import show
-
-    unknown = set(transport or ()) - set(TRANSPORTS)
-    if unknown:
-        raise SetupError("--transport", f"{sorted(unknown)} is none of {list(TRANSPORTS)}")
-    grid = (quick_grid if quick else full_grid)(tuple(transport or TRANSPORTS))
-    cores = choose_cores(unpinned=unpinned)
-    with Bar("bench") as told:
-        result = run(grid, QUICK if quick else FULL, cores, told, soak_minutes=soak, stages=profile)
-    cleared = bars(result["rows"], result.get("soak"))
-    show(Console(), result, cleared)
-    if json_file is not None:
-        json_file.write_text(json.dumps({**result, "bars": [bar._asdict() for bar in cleared]}, indent=1) + "\n")
-    if plot is not None:
-        from monitor.bench.plots import write_page
-
-        write_page(result, cleared, plot)
-
-
-@app.command()
 def status(
     address: Annotated[
         str, typer.Option(help="Ingest address of a running sidecar.")
@@ -422,7 +383,7 @@ def status(
     from monitor.sidecar.bearer import read_token
     from monitor.wire.v1 import inspect_pb2, inspect_pb2_grpc
 
-    tls = None if address.startswith("unix:") else _client_tls(tls_ca, tls_cert, tls_key)
+    tls = None if address.startswith("unix:") else client_tls(tls_ca, tls_cert, tls_key)
     proof = [("authorization", f"Bearer {read_token(token_file)}")] if token_file else []
     with open_channel(address, tls=tls) as channel:
         stub = inspect_pb2_grpc.InspectServiceStub(channel)
@@ -435,17 +396,6 @@ def status(
             raise SetupError("--address", f"no sidecar answers on {address}: {error.details()}") from None
     shown: dict[str, Any] = MessageToDict(found, always_print_fields_with_no_presence=True)
     Console().print_json(json.dumps(shown | {"alerts": MessageToDict(alerts).get("alerts", [])}))
-
-
-def _client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
-    """The files of mutual TLS; None where none is named."""
-    from monitor.capture.credentials import ClientTls
-
-    if ca is not None and certificate is not None and key is not None:
-        return ClientTls(ca, certificate, key)
-    if ca is not None or certificate is not None or key is not None:
-        raise SetupError("--tls-ca", "goes with --tls-cert and --tls-key; give all three")
-    return None
 
 
 @corpus_app.command("write")
@@ -524,14 +474,6 @@ def _show_battery(card: BankCard) -> None:
     console.print(f"text-equivalent emotions: {', '.join(card.text_equivalent) or 'none'}")
 
 
-def _numbers(text: str, flag: str) -> list[int]:
-    """Whole numbers, separated by commas."""
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise SetupError(flag, f"{text!r} is no list of layers; write them as in 16,20") from None
-
-
 @bank_app.command("diff")
 def bank_diff(
     a: Annotated[str, typer.Argument(help="Folder or name.")],
@@ -591,24 +533,6 @@ def _verdict() -> Iterator[None]:
             raise
         _tell(error)
         raise typer.Exit(1) from None
-
-
-def _check_writable(folder: Path, flag: str) -> None:
-    """Refuses, before the work, a place its result could not be put in."""
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise SetupError(flag, f"{folder} is no folder that can be written to; make it or name another place")
-
-
-def _check_file(file: Path, flag: str) -> None:
-    """Refuses, before the work, a file that cannot be written."""
-    _check_writable(file.parent, flag)
-    if file.is_dir():
-        raise SetupError(flag, f"{file} is a folder; name a file")
-
-
-def _check_folder(folder: Path, flag: str) -> None:
-    """Refuses, before the work, a folder that neither is there to be written to nor can be made."""
-    _check_writable(next(place for place in (folder, *folder.absolute().parents) if place.exists()), flag)
 
 
 def _load(model: str) -> tuple[Any, Any]:

@@ -1,15 +1,21 @@
-"""What all commands share on the terminal: where faults and progress go, progress bars, packages that are missing."""
+"""What all commands share on the terminal: where faults and progress go, progress bars, checks before the work."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from monitor.errors import SetupError
+
+if TYPE_CHECKING:
+    from monitor.capture.credentials import ClientTls
 
 ERRORS = Console(stderr=True)
 """Standard error, so that answers can be read by programs."""
@@ -56,3 +62,55 @@ def need(package: str, extra: str) -> None:
     """
     if find_spec(package) is None:
         raise SetupError(package, f"is not installed; pip install 'affect-monitor[{extra}]'")
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    """Whole numbers, separated by commas.
+
+    Raises:
+        SetupError: It is something else.
+    """
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise SetupError(flag, f"{text!r} is no list of whole numbers; write them as in 16,20") from None
+
+
+def check_file(file: Path, flag: str) -> None:
+    """Asks, before the work, for a file that can be written.
+
+    Raises:
+        SetupError: It cannot be.
+    """
+    _check_writable(file.parent, flag)
+    if file.is_dir():
+        raise SetupError(flag, f"{file} is a folder; name a file")
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Asks, before the work, for a folder that is there to be written to, or can be made.
+
+    Raises:
+        SetupError: It is not, and cannot.
+    """
+    _check_writable(next(place for place in (folder, *folder.absolute().parents) if place.exists()), flag)
+
+
+def _check_writable(folder: Path, flag: str) -> None:
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise SetupError(flag, f"{folder} is no folder that can be written to; make it or name another place")
+
+
+def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ClientTls | None:
+    """The files of mutual TLS; None where none is named.
+
+    Raises:
+        SetupError: One or two of them are named.
+    """
+    from monitor.capture.credentials import ClientTls
+
+    if ca is not None and certificate is not None and key is not None:
+        return ClientTls(ca, certificate, key)
+    if ca is not None or certificate is not None or key is not None:
+        raise SetupError("--tls-ca", "goes with --tls-cert and --tls-key; give all three")
+    return None

@@ -41,7 +41,7 @@ MAIN = "from monitor.cli import main; main()"
 COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
     "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify", "audit export", "bench",
-    "canary", "rules", "rules build", "rules check",
+    "bench engine", "canary", "rules", "rules build", "rules check", "vllm", "vllm serve",
 )  # fmt: skip
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import torch
 
-from monitor.bench.cores import pinned
+from monitor.bench.child import Child, told
 from monitor.bench.grid import Setting
 from monitor.bench.limits import make_rows, send_raw
 from monitor.bench.traffic import Traffic
@@ -21,7 +21,7 @@ from monitor.probes.bank import Bank, load_bank
 from monitor.wire.projection import Projection
 from monitor.wire.v1 import ingest_pb2
 
-_CONNECT_TIMEOUT, _FLUSH_TIMEOUT, _STOP_TIMEOUT = 30.0, 60.0, 20.0
+_CONNECT_TIMEOUT, _FLUSH_TIMEOUT = 30.0, 60.0
 _QUEUE_FRAMES, _AHEAD = 64, 4
 """Frames the client's queue holds, and that wait in it at full load: enough to keep it busy, too few to be shed."""
 
@@ -58,13 +58,6 @@ class Sent(NamedTuple):
     step_ns: list[int]
 
 
-class _Failure(NamedTuple):
-    """A ``SetupError`` as it crosses the pipe."""
-
-    field: str
-    message: str
-
-
 class RememberedProjection(Projection):
     """Multiplies every buffer of rows once: an engine does it on its accelerator, and here it would be all there is."""
 
@@ -95,19 +88,12 @@ class LoadProcess:
     """
 
     def __init__(self, address: str, setting: Setting, bank: str, cores: frozenset[int]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_generate, args=(theirs, address, setting, bank), daemon=True)
-        with pinned(cores):
-            self._process.start()
-        theirs.close()
-        self._answer()
+        self._child = Child("load", _generate, (address, setting, bank), cores)
+        self._child.answer()
 
     def close(self) -> None:
         """Ends it."""
-        self._pipe.close()
-        self._process.join(_STOP_TIMEOUT)
-        self._process.kill()
+        self._child.close()
 
     def run(self, seconds: float, rate: float | None = None) -> Sent:
         """Sends and waits until all of it was taken."""
@@ -116,7 +102,7 @@ class LoadProcess:
 
     def begin(self, seconds: float, rate: float | None = None) -> None:
         """Begins to send; ``finish`` waits for the end."""
-        self._pipe.send(Run(seconds, rate))
+        self._child.tell(Run(seconds, rate))
 
     def finish(self) -> Sent:
         """What was begun came to.
@@ -124,25 +110,14 @@ class LoadProcess:
         Raises:
             SetupError: The client process failed, or the sidecar stopped taking rows.
         """
-        sent = self._answer()
-        assert isinstance(sent, Sent)  # noqa: S101 - for the type checker
+        sent: Sent = self._child.answer()
         return sent
 
     def raw(self, address: str, seconds: float) -> float:
         """Megabytes per second that a bare gRPC server takes from this process."""
-        self._pipe.send(Raw(address, seconds))
-        speed = self._answer()
-        assert isinstance(speed, float)  # noqa: S101 - for the type checker
+        self._child.tell(Raw(address, seconds))
+        speed: float = self._child.answer()
         return speed / 1e6
-
-    def _answer(self) -> object:
-        try:
-            answer: object = self._pipe.recv()
-        except EOFError:
-            raise SetupError("load", "the client process ended; its error stands above") from None
-        if isinstance(answer, _Failure):
-            raise SetupError(*answer)
-        return answer
 
 
 def _generate(pipe: Connection, address: str, setting: Setting, bank: str) -> None:
@@ -150,9 +125,11 @@ def _generate(pipe: Connection, address: str, setting: Setting, bank: str) -> No
     torch.set_num_threads(1)
     loaded = load_bank(bank)
     vars(client_module)["Projection"] = RememberedProjection
-    client = SidecarClient(address, _hello(loaded), queue_bytes=_QUEUE_FRAMES * setting.frame_bytes)
-    try:
-        _connect(client)
+    with (
+        told(pipe),
+        closing(SidecarClient(address, hello(loaded), queue_bytes=_QUEUE_FRAMES * setting.frame_bytes)) as client,
+    ):
+        connect(client)
         rows = make_rows(setting)
         frames = [frame.view(torch.uint8).numpy().tobytes() for frame in rows]
         traffic = Traffic(setting, loaded)
@@ -165,15 +142,14 @@ def _generate(pipe: Connection, address: str, setting: Setting, bank: str) -> No
                 pipe.send(send_raw(task.address, frames, task.seconds))
             else:
                 pipe.send(_send(client, traffic, rows, task))
-    except SetupError as error:
-        pipe.send(_Failure(error.field, error.message))
-    except EOFError:
-        pass
-    finally:
-        client.close()
 
 
-def _connect(client: SidecarClient) -> None:
+def connect(client: SidecarClient) -> None:
+    """Waits until the sidecar has accepted a client.
+
+    Raises:
+        SetupError: It does not.
+    """
     if not client.wait_connected(_CONNECT_TIMEOUT):
         raise SetupError("load", f"no sidecar accepts the client within {_CONNECT_TIMEOUT:g} s")
 
@@ -198,7 +174,8 @@ def _flush(client: SidecarClient) -> None:
         raise SetupError("load", f"the sidecar did not take what was sent within {_FLUSH_TIMEOUT:g} s")
 
 
-def _hello(bank: Bank) -> ingest_pb2.Hello:
+def hello(bank: Bank) -> ingest_pb2.Hello:
+    """How a client introduces itself that sends rows for a bank."""
     model = bank.card.model
     return ingest_pb2.Hello(
         model_name=model.name,

@@ -16,6 +16,7 @@ import grpc
 
 from monitor.bench.cores import pinned
 from monitor.bench.grid import Setting
+from monitor.bench.proc import resident_mb
 from monitor.bench.scrape import Scrape, scrape
 from monitor.errors import SetupError
 from monitor.policy.schema import SHIPPED
@@ -42,16 +43,17 @@ class SidecarProcess:
     Args:
         setting: What it is to serve.
         bank: ``--bank``.
-        folder: An empty folder for its socket and log.
+        folder: A folder for its log, and for its socket unless there is an address.
         cores: Where it may run; empty: anywhere.
+        address: ``unix:///path`` it listens on.
 
     Raises:
         NotOfferedError: It does not offer the transport of the setting.
         SetupError: It does not start.
     """
 
-    def __init__(self, setting: Setting, bank: str, folder: Path, cores: frozenset[int]) -> None:
-        self.address = f"unix://{folder}/ingest.sock"
+    def __init__(self, setting: Setting, bank: str, folder: Path, cores: frozenset[int], address: str = "") -> None:
+        self.address = address or f"unix://{folder}/ingest.sock"
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = folder / "sidecar.log"
@@ -77,8 +79,12 @@ class SidecarProcess:
         try:
             self._process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        self._process.kill()
+        self._process.wait()
 
     def scrape(self) -> Scrape:
         """Its metrics now."""
@@ -93,9 +99,7 @@ class SidecarProcess:
     @property
     def rss_mb(self) -> float:
         """Resident memory now, in megabytes of 1,000,000 bytes."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        resident = next(line for line in lines if line.startswith("VmRSS"))
-        return int(resident.split()[1]) * 1024 / 1e6
+        return resident_mb(self._process.pid)
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT

@@ -1,0 +1,71 @@
+"""What every run generates, and what is seen of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is generated.
+
+    Attributes:
+        batches: Requests at once, each measured by itself.
+        prompt_tokens: Tokens of a prompt.
+        new_tokens: Tokens of a reply, no fewer.
+        rounds: Times each way is run.
+    """
+
+    batches: tuple[int, ...]
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+
+
+class Sample(NamedTuple):
+    """One run: a batch of requests, from their arrival to the last token.
+
+    Attributes:
+        tokens: Tokens generated.
+        processed: Tokens the model processed, prompts included: all but the last of each reply.
+        seconds: How long it took.
+        first: Seconds to the first token, of each request or of the batch as a whole.
+        gaps: Seconds between a token and the next.
+        resident_mb: Resident memory of the engine's processes at the end; None: not to be seen from here.
+        cuda_mb: Most memory allocated on the GPU; None: no GPU, or not to be seen from here.
+    """
+
+    tokens: int
+    processed: int
+    seconds: float
+    first: list[float]
+    gaps: list[float]
+    resident_mb: float | None
+    cuda_mb: float | None
+
+    def figures(self) -> dict[str, float | None]:
+        """The run in numbers."""
+        median, high = np.percentile(self.gaps, (50, 99)) * 1e3
+        return {
+            "tokens_per_second": self.tokens / self.seconds,
+            "ttft_ms": float(np.median(self.first)) * 1e3,
+            "itl_p50_ms": float(median),
+            "itl_p99_ms": float(high),
+            "resident_mb": self.resident_mb,
+            "cuda_mb": self.cuda_mb,
+        }
+
+
+class Engine(Protocol):
+    """An inference engine that is up, with capture or without."""
+
+    def run(self, batch: int, number: int) -> Sample:
+        """Generates for so many requests at once.
+
+        Args:
+            batch: Requests.
+            number: Makes the first tokens of the prompts differ from those of other runs, so that no cache knows them.
+        """

@@ -1,0 +1,58 @@
+"""What capture costs, on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from monitor.bench.measure import Row
+
+_COLUMNS = {
+    "tokens_per_second": "tokens/s",
+    "ttft_ms": "first token",
+    "itl_p50_ms": "between, median",
+    "itl_p99_ms": "between, p99",
+    "resident_mb": "memory",
+    "cuda_mb": "CUDA memory",
+}
+_UNITS = {"tokens_per_second": "{:,.1f}", "resident_mb": "{:,.0f} MB", "cuda_mb": "{:,.0f} MB"}
+_MILLISECONDS = "{:,.1f} ms"
+
+
+def show(console: Console, result: Row) -> None:
+    """Prints a table for each batch size: medians without capture, then ratios."""
+    machine = result["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    console.print(f"{where}, load {machine['load_average']}; {result['engine']}, {result['model']}{_compiled(machine)}")
+    for row in result["rows"]:
+        console.print(_table(row, result["load"]))
+        console.print(f"the sidecar scored {row['coverage']:.1%} of the tokens processed while capture was on")
+    console.print(
+        "ratios of neighbouring runs, their median and its 95 % interval; off / off: two runs without capture, the "
+        "noise of the others; dead: with capture, while the sidecar is dead. More tokens/s are better, more of the "
+        "rest is worse",
+        style="dim",
+    )
+
+
+def _compiled(machine: Row) -> str:
+    return ", static cache and torch.compile" if machine.get("compiled") else ""
+
+
+def _table(row: Row, load: Row) -> Table:
+    title = f"{row['batch']} at once, {load['prompt_tokens']} + {load['new_tokens']} tokens, {load['rounds']} rounds"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    seen = [name for name in _COLUMNS if row["ways"]["off"][name] is not None]
+    for name in seen:
+        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
+    table.add_row("off", *(_UNITS.get(name, _MILLISECONDS).format(row["ways"]["off"][name]) for name in seen))
+    for pair, ratios in row["ratios"].items():
+        table.add_row(pair, *(_ratio(ratios[name]) for name in seen))
+    return table
+
+
+def _ratio(found: Row) -> str:
+    if found["median"] is None:
+        return "-"
+    return f"{found['median']:.3f}" + ("" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})")

@@ -1,0 +1,40 @@
+"""What /proc tells of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_LISTENS = "0A"
+
+
+def resident_mb(process: int) -> float:
+    """Resident memory of a process now, in megabytes of 1,000,000 bytes."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    resident = next(line for line in lines if line.startswith("VmRSS"))
+    return int(resident.split()[1]) * 1024 / 1e6
+
+
+def family(process: int) -> Iterator[int]:
+    """A process and those it started, and theirs."""
+    yield process
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            yield from family(int(child))
+
+
+def listener(port: int) -> int | None:
+    """The process that listens on a TCP port; None: none that can be seen."""
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
+                sockets.add(f"socket:[{inode}]")
+    for files in Path("/proc").glob("[0-9]*/fd"):
+        # Processes end, and those of other users are closed.
+        with suppress(OSError):
+            if any(str(file.readlink()) in sockets for file in files.iterdir()):
+                return int(files.parent.name)
+    return None
