@@ -55,6 +55,17 @@ def vllm_environment() -> Path:
     return folder
 
 
+def sglang_source() -> Path:
+    """Folder with the Python files of SGLang; AFFECT_REQUIRE_SGLANG=1 makes its absence a failure."""
+    folder = Path(os.environ.get("AFFECT_SGLANG_SOURCE", ""))
+    if not (folder / "sglang" / "srt").is_dir():
+        _lacking(
+            "SGLANG",
+            "no files of SGLang: python tests/integration/sglang_source.py --folder DIR, and AFFECT_SGLANG_SOURCE=DIR",
+        )
+    return folder
+
+
 def mounted(folder: Path, size: str) -> None:
     """Mounts a small disk in memory on a folder, as root; AFFECT_REQUIRE_MOUNT=1 makes its absence a failure."""
     done = subprocess.run(

@@ -180,12 +180,14 @@ def ask(request: Any) -> None:
 def begin(request: Any) -> Begin:
     """What the sidecar is told of a request; labels come from ``custom_params: {"affect_labels": {...}}``."""
     custom = request.sampling_params.custom_params
+    # Callers write what they like, and others must not pay for it.
     labels = custom.get(LABELS) if isinstance(custom, dict) else None
+    labels = labels if isinstance(labels, dict) else {}
     return Begin(
         # Ids come from callers, who may use one again.
         f"{request.rid}-{secrets.token_hex(4)}",
         len(request.origin_input_ids),
-        {str(name): str(value) for name, value in dict(labels or {}).items()},
+        {str(name): str(value) for name, value in labels.items()},
         str(request.session_id or ""),
         request.rid,
     )
