@@ -143,8 +143,9 @@ _SEEN = [
         About(
             "Tokens missing, by reason",
             "Tokens that never came. dropped: the engine outran the sidecar, lower sampling_rate or send them "
-            "projected. refused: no room, raise max_open_turns. restarted: a sidecar or engine ended. prefix_cached "
-            "and sampled_out are by design; untold: an engine that does not say.",
+            "projected. refused: no room, raise max_open_turns. restarted: a sidecar or engine ended. prefix_cached: "
+            "of an engine's cache and not known here, raise prefix_cache_bytes. sampled_out: by design. untold: an "
+            "engine that does not say.",
             TOKENS, ("AffectCoverageLow",), 8,
         ),
         Ask(_paced("affect_tokens_missing_total", "reason"), "{{reason}}"),
@@ -153,11 +154,13 @@ _SEEN = [
     lines(
         About(
             "Tokens scored",
-            "Tokens scored; those that came again after a reconnection and were left out; those whose hidden states "
-            "were not finite, which point at the model.",
+            "Tokens scored, and of these the ones an engine served from its prefix cache, filled in from an earlier "
+            "turn; those that came again after a reconnection and were left out; those whose hidden states were not "
+            "finite, which point at the model.",
             TOKENS, (), 8,
         ),
         Ask(_paced("affect_tokens_scored_total"), "scored"),
+        Ask(_paced("affect_tokens_filled_total"), "of these filled in"),
         Ask(_paced("affect_tokens_replayed_total"), "came again"),
         Ask(_paced("affect_tokens_nonfinite_total"), "not finite"),
     ),
@@ -224,16 +227,25 @@ _REFUSED = [
         About(
             "Bad input, by reason",
             "Frames and events set aside. internal is a fault of the sidecar: report it. The log names field and fix.",
-            EVENTS, (), 8,
+            EVENTS, (), 6,
         ),
         Ask(f"{_paced('affect_faults_total', 'reason')} > 0 or {_paced('affect_faults_total')}", "{{reason}}"),
+    ),
+    lines(
+        About(
+            "Errors of capture",
+            "Errors that capture kept from the inference server, by sidecar. Other than 0: tokens go unseen; the "
+            "server's log names the hook.",
+            EVENTS, ("AffectCaptureFailing",), 6,
+        ),
+        Ask(_paced("affect_capture_errors_total", "instance"), "{{instance}}"),
     ),
     lines(
         About(
             "Refused: streams and credentials",
             "Streams of engines whose model is not the bank's, and requests without the right token or credentials "
             "that cannot be used, by kind. Streams: calibrate for the new model. Credentials: who knocks?",
-            EVENTS, ("AffectCredentialsRefused",), 8,
+            EVENTS, ("AffectCredentialsRefused",), 6,
         ),
         Ask(_paced("affect_streams_refused_total"), "streams"),
         Ask(_paced("affect_credentials_refused_total", "kind"), "{{kind}}"),
@@ -243,7 +255,7 @@ _REFUSED = [
             "Series dropped",
             "Updates of metrics refused by the cap on series. Other than 0: what these dashboards show is incomplete; "
             "have fewer policies or families per sidecar.",
-            EVENTS, ("AffectSeriesDropped",), 8,
+            EVENTS, ("AffectSeriesDropped",), 6,
         ),
         Ask(_paced("affect_series_dropped_total")),
     ),

@@ -27,6 +27,7 @@ def health_alerts(policies: PolicyFile, only: str) -> list[AlertRule]:
     return [
         *_telemetry(policies, only),
         *_engines(only),
+        _capture(only),
         _bank(only),
         _canary(only),
         _lag(),
@@ -112,6 +113,24 @@ def _engines(only: str) -> list[AlertRule]:
             pending=5 * MINUTE,
         ),
     ]
+
+
+def _capture(only: str) -> AlertRule:
+    errors = f"affect_capture_errors_total{{{only}}}"
+    return AlertRule(
+        "AffectCaptureFailing",
+        # An error that does not come again is in one of two windows that follow each other.
+        expr=f"increase({errors}[5m]) > 0 and increase({errors}[5m] offset 5m) > 0",
+        severity="warning",
+        summary="Capture goes on failing in the inference server of {{ $labels.instance }}",
+        description=(
+            "{{ $value | humanize }} errors in the last five minutes, and some in those before. The server serves; "
+            "capture stops and tries again twice a minute, and turns go unseen meanwhile. The server's log says where "
+            "it fails."
+        ),
+        dashboard=_DASHBOARD,
+        keep=_KEEP,
+    )
 
 
 def _bank(only: str) -> AlertRule:
