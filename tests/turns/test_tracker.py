@@ -355,10 +355,11 @@ class TestFilled:
             np.testing.assert_array_equal(one, other)
 
     def test_a_long_gap(self) -> None:
-        """A gap of many thousands of tokens, from within a block on, is filled to its end."""
+        """A gap of many thousands of tokens, from within a block on, is filled to its end, and so is the trace."""
         tokens = [9, *ASSISTANT, *np.random.default_rng(0).integers(7, 1000, 20_000).tolist()]
         scores = np.repeat(np.arange(len(tokens))[:, None] % 64 / 8.0, COLUMNS, axis=1)
-        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1, None, PrefixMemory(1, COLUMNS, 4 << 20))
+        rings = TraceRing(1, 7, text=True), PrefixMemory(1, COLUMNS, 4 << 20)
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1, *rings)
         slot = tracker.open(0, b"engine") or 0
         feed(tracker, slot, tokens, scores)
         whole = tracker.close(slot)
@@ -367,7 +368,23 @@ class TestFilled:
 
         assert tracker.fill(slot, 0, np.array(tokens)) == (len(tokens) - 5, 0)
 
-        np.testing.assert_allclose(tracker.close(slot).assistant, whole.assistant)
+        stats = tracker.close(slot)
+        np.testing.assert_allclose(stats.assistant, whole.assistant)
+        assert stats.trace is not None
+        assert stats.trace.affect.tolist() == scores[-7:, AFFECT].tolist()
+        assert stats.trace.positions.tolist() == list(range(len(tokens) - 7, len(tokens)))
+
+    def test_the_trace_of_unknown_scores(self) -> None:
+        """Tokens that are known and were not scored stand in the trace with their role and without a number."""
+        tracker = TurnTracker(RoleLabeller(MARKERS), COLUMNS, AFFECT, 1, TraceRing(1, 3, text=True))
+        slot = tracker.open() or 0
+        assert tracker.fill(slot, 0, np.array([9, *USER, 7, 8])) == (0, 5)
+
+        trace = tracker.close(slot).trace
+
+        assert trace is not None
+        assert trace.roles.tolist() == [Role.TEMPLATE, Role.USER, Role.USER]
+        assert np.isnan(trace.affect).all()
 
     def test_a_turn_that_names_no_prefix(self) -> None:
         """Turns of engines that send everything are neither kept nor filled."""
