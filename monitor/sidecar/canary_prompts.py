@@ -43,12 +43,15 @@ class CanaryPrompt(_Part):
 
     def body(self, model: str, token: str) -> dict[str, Any]:
         """The prompt as the body of ``POST /v1/chat/completions``: always the likeliest token, nothing from a cache."""
+        labels = {**self.labels, TOKEN_LABEL: token, ID_LABEL: self.id}
         return {
             "model": model,
             "messages": [message.model_dump() for message in self.messages],
             "max_tokens": self.max_tokens,
             "temperature": 0,
-            "metadata": {**self.labels, TOKEN_LABEL: token, ID_LABEL: self.id},
+            "metadata": labels,
+            # vLLM hands no metadata on to its engine.
+            "kv_transfer_params": {"affect": {"labels": labels}},
             # vLLM: a prompt that was seen before would be taken from the prefix cache, and its rows would not come.
             "cache_salt": secrets.token_hex(8),
         }
