@@ -52,7 +52,7 @@ def compare(off: Engine, on: Engine, sidecar: WatchedSidecar, batch: int, rounds
         for way in WAYS if number % 2 == 0 else reversed(WAYS):
             sidecar.be(alive=way != "dead")
             before = sidecar.scored
-            found[way] = (on if way in {"on", "dead"} else off).run(batch, len(WAYS) * number + len(found))
+            found[way] = (on if way in {"on", "dead"} else off).run(batch)
             if way == "on":
                 scored += sidecar.settled() - before
             told()

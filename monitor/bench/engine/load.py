@@ -62,10 +62,5 @@ class Sample(NamedTuple):
 class Engine(Protocol):
     """An inference engine that is up, with capture or without."""
 
-    def run(self, batch: int, number: int) -> Sample:
-        """Generates for so many requests at once.
-
-        Args:
-            batch: Requests.
-            number: Makes the first tokens of the prompts differ from those of other runs, so that no cache knows them.
-        """
+    def run(self, batch: int) -> Sample:
+        """Generates for so many requests at once, from prompts that no prefix cache knows."""

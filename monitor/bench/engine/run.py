@@ -114,8 +114,8 @@ def _warm(engines: Sequence[Engine], batch: int) -> None:
     """Both at once: where they compile, they take minutes."""
 
     def runs(engine: Engine) -> None:
-        for number in range(_WARM_RUNS):
-            engine.run(batch, -1 - number)
+        for _ in range(_WARM_RUNS):
+            engine.run(batch)
 
     with ThreadPoolExecutor(len(engines)) as pool:
         list(pool.map(runs, engines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -17,6 +18,7 @@ from monitor.bench.proc import family, listener, resident_mb
 from monitor.errors import SetupError
 
 _TIMEOUT = 600.0
+_DIGITS = 12
 _LOCAL = {"127.0.0.1", "localhost", "::1"}
 _SENTENCES = (
     "My parcel was to come on Monday, and on Monday I waited at home.",
@@ -58,14 +60,14 @@ class ServerEngine:
         place = urlsplit(self._url)
         self._process = listener(place.port or 80) if place.hostname in _LOCAL else None
 
-    def run(self, batch: int, number: int) -> Sample:
+    def run(self, batch: int) -> Sample:
         """Generates; see ``Engine``.
 
         Raises:
             SetupError: A request fails.
         """
         began = time.perf_counter()
-        replies = asyncio.run(self._replies(batch, number))
+        replies = asyncio.run(self._replies(batch))
         seconds = time.perf_counter() - began
         return Sample(
             tokens=sum(reply.new_tokens for reply in replies),
@@ -77,16 +79,16 @@ class ServerEngine:
             cuda_mb=None,
         )
 
-    async def _replies(self, batch: int, number: int) -> list[_Reply]:
+    async def _replies(self, batch: int) -> list[_Reply]:
         limits = httpx.Limits(max_connections=batch)
         async with httpx.AsyncClient(base_url=self._url, timeout=_TIMEOUT, limits=limits) as http:
-            return await asyncio.gather(*(self._reply(http, f"{number}.{place}") for place in range(batch)))
+            return await asyncio.gather(*(self._reply(http) for _ in range(batch)))
 
-    async def _reply(self, http: httpx.AsyncClient, name: str) -> _Reply:
+    async def _reply(self, http: httpx.AsyncClient) -> _Reply:
         times: list[float] = []
         usage: dict[str, int] = {}
         try:
-            async with http.stream("POST", "/v1/chat/completions", json=self._body(name)) as answer:
+            async with http.stream("POST", "/v1/chat/completions", json=self._body()) as answer:
                 if not answer.is_success:
                     raise SetupError("--server", f"{self._url} answers {answer.status_code}: {await _text(answer)}")
                 async for event in _events(answer):
@@ -99,13 +101,14 @@ class ServerEngine:
             raise SetupError("--server", f"{self._url} does not stream tokens one by one, with their count at the end")
         return _Reply(times, usage["prompt_tokens"], usage["completion_tokens"])
 
-    def _body(self, name: str) -> dict[str, Any]:
-        """A request; the name stands first, so that no prefix cache knows the prompt."""
+    def _body(self) -> dict[str, Any]:
+        """A request; a number stands first, so that no prefix cache knows the prompt."""
+        number = f"{secrets.randbelow(10**_DIGITS):0{_DIGITS}}"
         words = " ".join(_SENTENCES).split()
         content = " ".join(words[at % len(words)] for at in range(self._load.prompt_tokens))
         return {
             "model": self.model,
-            "messages": [{"role": "system", "content": f"Request {name}."}, {"role": "user", "content": content}],
+            "messages": [{"role": "system", "content": f"Request {number}."}, {"role": "user", "content": content}],
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0.0,

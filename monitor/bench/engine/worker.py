@@ -83,9 +83,9 @@ class TransformersEngine:
         self._child = Child("engine", _work, (plan, capture))
         self.about: About = self._child.answer()
 
-    def run(self, batch: int, number: int) -> Sample:
+    def run(self, batch: int) -> Sample:
         """Generates; see ``Engine``."""
-        self._child.tell((batch, number))
+        self._child.tell(batch)
         sample: Sample = self._child.answer()
         return sample
 
@@ -108,10 +108,10 @@ class _Clock:
         """Called when all is said."""
 
 
-def prompt(load: Load, number: int) -> list[int]:
-    """Token ids of a user's message; the first one tells runs apart."""
-    words = (_FIRST_WORD + 7 * at % _WORDS for at in range(load.prompt_tokens - len(_USER) - len(_ASSISTANT) - 1))
-    return [_FIRST_WORD + number % _WORDS, *_USER, *words, *_ASSISTANT]
+def _prompt(length: int) -> list[int]:
+    """Token ids of a user's message."""
+    words = (_FIRST_WORD + 7 * at % _WORDS for at in range(length - len(_USER) - len(_ASSISTANT)))
+    return [*_USER, *words, *_ASSISTANT]
 
 
 def _work(pipe: Connection, plan: Plan, capture: Capture | None) -> None:
@@ -125,7 +125,7 @@ def _work(pipe: Connection, plan: Plan, capture: Capture | None) -> None:
             device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
             pipe.send(About(int(model.config.hidden_size), device))
             while True:
-                pipe.send(_generate(model, tap, plan, *pipe.recv()))
+                pipe.send(_generate(model, tap, plan, pipe.recv()))
 
 
 @contextmanager
@@ -141,9 +141,9 @@ def _tapped(model: Any, capture: Capture | None) -> Iterator[TransformersTap | N
 
 
 @torch.inference_mode()
-def _generate(model: Any, tap: TransformersTap | None, plan: Plan, batch: int, number: int) -> Sample:
+def _generate(model: Any, tap: TransformersTap | None, plan: Plan, batch: int) -> Sample:
     load, clock = plan.load, _Clock()
-    ids = torch.tensor([prompt(load, number)] * batch, device=model.device)
+    ids = torch.tensor([_prompt(load.prompt_tokens)] * batch, device=model.device)
     requests = [TappedRequest(f"bench-{uuid.uuid4().hex}", labels=_LABELS) for _ in range(batch)]
     if ids.is_cuda:
         torch.cuda.reset_peak_memory_stats()
