@@ -47,19 +47,10 @@ def test_starts_a_vllm_whose_replies_are_scored(command: Path, tmp_path: Path) -
     address = f"unix://{tmp_path}/s"
     told = {"bank": NAME, "policy": tmp_path / "policy.yaml", "ingest": address, "http_port": 0}
     sidecar = Sidecar(load_settings(None, told))
-    ours = [str(command), "vllm", "serve", "--bank", NAME, "--sidecar", address, "--"]
-    theirs = [
-        str(model),
-        "--served-model-name",
-        NAME,
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-        "--max-model-len",
-        "512",
-    ]
+    ours = f"vllm serve --bank {NAME} --sidecar {address} --".split()
+    theirs = f"{model} --served-model-name {NAME} --dtype float32 --enforce-eager --max-model-len 512".split()
     try:
-        with serving([*ours, *theirs], command.parents[1]) as server:
+        with serving([str(command), *ours, *theirs], command.parents[1]) as server:
             asked = {
                 "model": NAME,
                 "messages": [{"role": "user", "content": "How do I reset my password?"}],
@@ -70,7 +61,7 @@ def test_starts_a_vllm_whose_replies_are_scored(command: Path, tmp_path: Path) -
             (turn,) = eventually(lambda: httpx.get(f"{sidecar.http_url}/api/turns").json())
     finally:
         sidecar.stop()
-    assert turn["external_id"] == "first"
+    assert turn["externalId"] == "first"
     assert turn["labels"] == {"app": "desk"}
     assert turn["coverage"] == 1.0
-    assert turn["total_tokens"] == reply["usage"]["total_tokens"] - 1
+    assert turn["totalTokens"] == reply["usage"]["total_tokens"] - 1
