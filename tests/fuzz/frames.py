@@ -42,6 +42,8 @@ _DEPTH = 3
 _LENGTH = 4
 _GENERATION = 7
 _ANSWER_BYTES = 4 << 20
+_MOST_KNOWN = 40
+_CACHED = ingest_pb2.GAP_REASON_PREFIX_CACHED
 _IDS = ("a", "b", "c", "", "é", "r" * 300)
 _NUMBERS = (0, 1, 2, 7, 8, 16, 20, 127, 128, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
 _LARGE = (*_NUMBERS, 2**63 - 1, 2**63, 2**64 - 1)
@@ -165,6 +167,9 @@ def seeds() -> list[bytes]:
     projected = make_frame((one, 0, 9), events=[one.start])
     projected.ClearField("rows")
     onto = Message(hello=make_hello(bank, projection=bank.probes))
+    lacking = Message(hello=make_hello(bank, lacks_cached_prefixes=True))
+    cached = Message(events=[two.start, two.gap(0, 20, _CACHED), two.end])
+    cached.events[1].gap.token_ids.extend(one.token_ids[:20].tolist())
     streams = [
         [hello, begun, last.SerializeToString()],
         [whole(one).SerializeToString(), whole(two).SerializeToString()],
@@ -179,6 +184,7 @@ def seeds() -> list[bytes]:
         [Message(events=[Event(request_id="a", start=Start(labels={"route": "helpline"}))]).SerializeToString()],
         [begun, shared.SerializeToString()],
         [onto.SerializeToString(), encode_frame(projected, scores)],
+        [lacking.SerializeToString(), whole(one).SerializeToString(), cached.SerializeToString()],
         [b"", b"\xff" * 40],
     ]
     return [stream_of(frames) for frames in streams]
@@ -348,6 +354,9 @@ def _edit_event(message: Message, chance: random.Random) -> None:
     elif kind == 2:
         event.gap.MergeFrom(Gap(start=chance.choice(_NUMBERS), count=chance.choice(_NUMBERS)))
         event.gap.reason = chance.choice((1, 2, 3, 4, 0, 9))  # type: ignore[assignment]
+        if chance.randrange(2):
+            known = min(event.gap.count, _MOST_KNOWN) + chance.choice((0, 0, 0, 1))
+            event.gap.token_ids.extend([chance.choice(_NUMBERS)] * known)
     events = [*message.events, event]
     chance.shuffle(events)
     del message.events[:]
@@ -376,6 +385,7 @@ def _edit_hello(message: Message, chance: random.Random) -> None:
         hello.weights_fingerprint = chance.choice(_IDS)
     elif kind == 4:
         hello.wants_shared_memory = not hello.wants_shared_memory
+        hello.lacks_cached_prefixes = not hello.lacks_cached_prefixes
         hello.projection = chance.choice(("", "other"))
     else:
         hello.data_parallel_rank = chance.choice(_NUMBERS)
