@@ -25,6 +25,23 @@ policies:
     turn: {false_alarm_rate: 0.01}
 """
 
+SHARED = """
+import json
+from types import SimpleNamespace
+from vllm.config.kv_transfer import KVTransferConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
+from monitor.attach import Capture
+from monitor.attach.vllm_flags import with_capture
+from monitor.capture.vllm import register
+
+register()
+theirs = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "engine_id": "pod-1"}
+made = with_capture(["model", "--kv-transfer-config", json.dumps(theirs)], [1], {}, Capture.TAP)
+whole = SimpleNamespace(kv_transfer_config=KVTransferConfig(**json.loads(made.arguments[-1])))
+parts = MultiConnector._get_connector_classes_and_configs(whole)
+print(", ".join(f"{part.__name__} {config.kv_transfer_config.engine_id}" for part, config in parts))
+"""
+
 
 @pytest.fixture
 def command() -> Path:
@@ -65,3 +82,9 @@ def test_starts_a_vllm_whose_replies_are_scored(command: Path, tmp_path: Path) -
     assert turn["labels"] == {"app": "desk"}
     assert turn["coverage"] == 1.0
     assert turn["totalTokens"] == reply["usage"]["total_tokens"] - 1
+
+
+def test_shares_the_connectors_place_as_vllm_has_it(command: Path) -> None:
+    """What is written beside another connector, vLLM's own MultiConnector takes apart into both."""
+    done = subprocess.run([command.with_name("python"), "-c", SHARED], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "OffloadingConnector pod-1, AffectConnector pod-1"
