@@ -24,7 +24,9 @@ def _next(token: int, position: int) -> int:
     return (3 * token + 7 * position) % (VOCABULARY - 10) + 10
 
 
-class _Model(nn.Module):
+class Model(nn.Module):
+    """Notes the layers it captures as SGLang's models do."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layers_to_capture = list(LAYERS)
@@ -39,13 +41,16 @@ class SglangServer:
         overlap: Whether the result of a batch is read when the next one runs already.
         chunk: Tokens that a prefill batch may hold.
         mixed: Whether prefill batches take running requests along.
+        model: What the worker holds as its model.
 
     Attributes:
         lists: Hidden states that went back to callers who asked, by request.
         read: Batches whose results were read.
     """
 
-    def __init__(self, *, overlap: bool = False, chunk: int = 6, mixed: bool = False) -> None:
+    def __init__(
+        self, *, overlap: bool = False, chunk: int = 6, mixed: bool = False, model: Model | None = None
+    ) -> None:
         from sglang.srt.managers import schedule_batch
         from sglang.srt.managers.scheduler_components.batch_result_processor import SchedulerBatchResultProcessor
 
@@ -84,7 +89,7 @@ class SglangServer:
             dtype=torch.float32,
             self_opened_think_start_ids=None,
         )
-        self.worker = SimpleNamespace(model_runner=SimpleNamespace(model=_Model()), tokenizer=None)
+        self.worker = SimpleNamespace(model_runner=SimpleNamespace(model=model or Model()), tokenizer=None)
         made = {
             "is_generation": True,
             "disaggregation_mode": SimpleNamespace(value="null"),

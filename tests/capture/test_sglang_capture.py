@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import needs
 import pytest
 import torch
-from sglang_server import LAYERS, SglangServer, row
+from sglang_server import LAYERS, Model, SglangServer, row
 from sglang_standins import sglang_with_standins
 
 from monitor.capture.client import SidecarClient
@@ -350,22 +350,24 @@ def _context() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("configure", "reason"),
+    ("configure", "model", "reason"),
     [
-        (_no_layers, "--enable-return-aux-hidden-states"),
-        (_diffusion, "a token at a time"),
-        (_multiplexed, "--enable-pdmux"),
+        (_no_layers, Model, "--enable-return-aux-hidden-states"),
+        (_diffusion, Model, "a token at a time"),
+        (_multiplexed, Model, "--enable-pdmux"),
+        (lambda: None, type("Gemma3ForCausalLM", (Model,), {}), "less than the residual stream"),
     ],
 )
 def test_a_server_that_cannot_be_captured_is_told_why(
     attach: Callable[..., SglangServer],
     caplog: pytest.LogCaptureFixture,
     configure: Callable[[], None],
+    model: type[Model],
     reason: str,
 ) -> None:
     """Where hidden states cannot be had one line of the log says why, and serving goes on."""
     configure()
-    server = attach()
+    server = attach(model=model())
     request = server.submit("r", [11, 12], 3)
     server.run()
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]

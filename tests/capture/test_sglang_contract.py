@@ -31,7 +31,12 @@ WRITTEN = {
         "features.aux_hidden_state_capture",
     ],
     "model_executor/model_runner.py": ["get_exec().dllm.dllm_algorithm"],
-    "managers/scheduler.py": ["get_disagg().enable_pdmux", "get_serving().served_model_name", "load_plugins()"],
+    "managers/scheduler.py": [
+        "get_disagg().enable_pdmux",
+        "get_serving().served_model_name",
+        "load_plugins()",
+        "session_id=recv_req.session_id",
+    ],
     "managers/scheduler_components/kv_events_publisher.py": ["parallel.attn_dp_size", "parallel.dp_rank"],
     "runtime_context.py": ['"attn_dp_rank"', '"attn_cp_rank"', '"attn_tp_rank"'],
     "managers/tp_worker.py": ["self.tokenizer = get_tokenizer(", "def model_runner(self)"],
