@@ -28,10 +28,13 @@ _OF_TAP = ("affect_capture", "layers")
 
 _RELAYING = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 """Models whose pipeline stages hand hidden states on to the last one."""
-_NO_SPECULATION = {
-    "--enable-dbo": "overlaps two batches, which vLLM does not do while it extracts hidden states",
-    "--watermark-config": "marks texts, which vLLM does not do while it extracts hidden states",
-}
+_ONE_EACH = (
+    ("--decode-context-parallel-size", "-dcp"),
+    ("--prefill-context-parallel-size", "-pcp"),
+    ("--ubatch-size",),
+)
+_ALONE = ("--enable-dbo", "--kv-sharing-fast-prefill")
+"""Options with which the model runs on parts of a request or of a batch; so do larger numbers for ``_ONE_EACH``."""
 _ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
@@ -66,18 +69,15 @@ def with_capture(
         SetupError: Something the user asks of vLLM does not go with capture; says what to do instead.
     """
     given = Arguments(arguments)
-    notes = [f"--config {given.unread_file} is not here: what it asks of vLLM was not checked"] * bool(
-        given.unread_file
-    )
+    notes = []
+    if given.unread_file is not None:
+        notes.append(f"--config {given.unread_file} is not here: what it asks of vLLM was not checked")
     if model is None:
         notes.append(f"the model {given.model or ''} is not here: its depth and kind were not checked")
     _check_layers(layers, model)
     _check_environment(environment or {}, given)
-    _check_parallel(given, capture, model)
-    if "--kv-sharing-fast-prefill" in given.names:
-        raise SetupError(
-            "--kv-sharing-fast-prefill", "leaves out layers of prompts, whose rows are then wrong; drop it"
-        )
+    _check_whole(given)
+    notes += _check_pipeline(given, capture, model)
     added = [_TRANSFER, _json(_transfer(given, _connector(layers, settings, capture), capture))]
     if capture is Capture.CACHE:
         _check_cache(given, model)
@@ -112,41 +112,52 @@ def _check_environment(environment: Mapping[str, str], given: Arguments) -> None
         )
 
 
-def _check_parallel(given: Arguments, capture: Capture, model: ServedModel | None) -> None:
-    for name, short in (("--decode-context-parallel-size", "-dcp"), ("--prefill-context-parallel-size", "-pcp")):
-        if given.count(name, short) > 1:
-            raise SetupError(name, "spreads the tokens of a request over ranks, which capture does not follow; drop it")
+def _check_whole(given: Arguments) -> None:
+    """Refuses what takes a step's rows apart."""
+    for names in _ONE_EACH:
+        if given.count(*names) > 1:
+            raise SetupError(names[0], "has the model run on parts, which capture does not put together; drop it")
+    for name in _ALONE:
+        if name in given.names:
+            raise SetupError(name, "has the model run on parts, which capture does not put together; drop it")
+
+
+def _check_pipeline(given: Arguments, capture: Capture, model: ServedModel | None) -> list[str]:
     name = "--pipeline-parallel-size"
     if given.count(name, "-pp") == 1:
-        return
+        return []
     if capture is Capture.TAP:
-        raise SetupError(name, "spreads layers over stages, and the tap sits in one; use tensor parallelism")
+        return [f"{name}: the tap sees one stage, and nothing is captured where the layers lie on several"]
     if model is not None and not _RELAYING & set(model.architectures):
         raise SetupError(
             name,
             f"vLLM's {' '.join(model.architectures)} does not hand hidden states on to the last stage, as "
             f"{', '.join(sorted(_RELAYING))} do; use tensor parallelism",
         )
+    return []
 
 
 def _check_cache(given: Arguments, model: ServedModel | None) -> None:
     """Refuses what extraction of hidden states does not go with."""
-    tap = "--capture tap leaves speculation to you"
+    tap = "--capture tap leaves that place to you"
+    taken = f"mode cache takes the place of speculative decoding; {tap}, or drop it"
+    for name in sorted(given.names):
+        if name.startswith(("--spec-", f"{_SPECULATIVE}.", "-sc.")):
+            raise SetupError(name, taken)
     mine = given.table(_SPECULATIVE, "-sc") or {}
     if mine and mine.get("method") != _METHOD:
-        raise SetupError(_SPECULATIVE, f"mode cache takes the place of speculative decoding; {tap}, or drop it")
-    for name in sorted(given.names):
-        if name.startswith("--spec-"):
-            raise SetupError(name, f"mode cache takes the place of speculative decoding; {tap}, or drop it")
-        if name in _NO_SPECULATION:
-            raise SetupError(name, f"{_NO_SPECULATION[name]}; {tap}, or drop it")
+        raise SetupError(_SPECULATIVE, taken)
+    if "--watermark-config" in given.names:
+        raise SetupError(
+            "--watermark-config", f"vLLM marks no texts while it extracts hidden states; {tap}, or drop it"
+        )
     if model is None:
         return
     if model.speculates:
-        raise SetupError("model", f"{model.folder} brings its own draft, and mode cache takes its place; {tap}")
+        raise SetupError("model", f"{model.folder} brings a draft of its own, and mode cache takes its place; {tap}")
     if model.is_latent:
         raise SetupError(
-            "model", "vLLM extracts no hidden states beside multi-head latent attention; use --capture tap"
+            "model", "vLLM's extraction does not support multi-head latent attention, as this has it; use --capture tap"
         )
     _check_precision(given, model)
 
@@ -156,7 +167,7 @@ def _check_precision(given: Arguments, model: ServedModel) -> None:
     alias = {"half": "float16", "float": "float32", "auto": None, None: None}
     asked, cached = given.get("--dtype"), given.get("--kv-cache-dtype")
     served = alias.get(asked, asked) or model.dtype
-    if cached in {"float16", "bfloat16"} and served != cached:
+    if cached in {"float16", "bfloat16"} and served not in {cached, None}:
         raise SetupError(
             "--kv-cache-dtype", f"{cached} holds no rows of a model in {served}; drop it, or --dtype {cached}"
         )
@@ -186,23 +197,25 @@ def _transfer(given: Arguments, ours: dict[str, Any], capture: Capture) -> dict[
         return ours
     if theirs.get("kv_connector") == CONNECTOR:
         return _renewed(theirs, ours)
-    extra = theirs.get(_EXTRA) or {}
-    if theirs.get("kv_connector") == _MULTI:
-        several, children = theirs, list(extra.get("connectors") or [])
-    else:
-        # What vLLM reads of the whole stays with the whole; it refuses an engine_id on a part.
-        several = {**theirs, "kv_connector": _MULTI}
-        several.pop("kv_connector_module_path", None)
-        extra, children = {}, [{key: value for key, value in theirs.items() if key != "engine_id"}]
     if capture is Capture.CACHE:
         raise SetupError(
             _TRANSFER,
             "another connector would carry the cached hidden states along, and bring tokens whose rows are not there; "
             f"use --capture tap, which shares the place with it in a {_MULTI}",
         )
-    kept = [child for child in children if child.get("kv_connector") != CONNECTOR]
-    mine = [_renewed(child, ours) for child in children if child.get("kv_connector") == CONNECTOR] or [ours]
-    return {**several, _EXTRA: {**extra, "connectors": [*kept, *mine]}}
+    several = theirs if theirs.get("kv_connector") == _MULTI else _one_of_several(theirs)
+    extra = several.get(_EXTRA) or {}
+    parts = extra.get("connectors") or []
+    present: dict[str, Any] = next((part for part in parts if part.get("kv_connector") == CONNECTOR), {})
+    others = [part for part in parts if part.get("kv_connector") != CONNECTOR]
+    return {**several, _EXTRA: {**extra, "connectors": [*others, _renewed(present, ours)]}}
+
+
+def _one_of_several(theirs: dict[str, Any]) -> dict[str, Any]:
+    """A connector as the only part of several. What vLLM reads of the whole, it finds there."""
+    part = {key: value for key, value in theirs.items() if key != "engine_id"}  # which vLLM refuses on parts
+    whole = {key: value for key, value in theirs.items() if key != "kv_connector_module_path"}
+    return {**whole, "kv_connector": _MULTI, _EXTRA: {"connectors": [part]}}
 
 
 def _renewed(present: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
