@@ -82,7 +82,7 @@ class TransformersTap:
     ) -> None:
         self._client = client
         self._breaker = Breaker(client.failed)
-        self._end_tokens = frozenset(_end_tokens(model) if end_tokens is None else end_tokens)
+        self._end_tokens = frozenset(end_tokens_of(model) if end_tokens is None else end_tokens)
         self._rows: list[_Row] = []
         self._passes = Passes(model, layers, self._take)
 
@@ -186,7 +186,8 @@ def _left_padded(position_ids: object, width: int) -> Ints:
     )
 
 
-def _end_tokens(model: nn.Module) -> list[int]:
+def end_tokens_of(model: nn.Module) -> list[int]:
+    """Token ids that end a reply of a model."""
     config = getattr(model, "generation_config", None) or getattr(model, "config", None)
     end = getattr(config, "eos_token_id", None)
     return [] if end is None else [end] if isinstance(end, int) else list(end)

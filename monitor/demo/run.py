@@ -30,8 +30,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from monitor.capture.client import SidecarClient
 from monitor.capture.identity import hello_of
 from monitor.capture.transformers import TransformersTap
+from monitor.chat.server import ChatServer
 from monitor.demo.assistant import NAME, ensure_assistant, load_assistant
-from monitor.demo.chat import ChatServer
 from monitor.demo.overhead import generation_ratio
 from monitor.demo.script import Exchange, load_script
 from monitor.demo.view import DemoView

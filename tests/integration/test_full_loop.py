@@ -19,8 +19,8 @@ from servers import PATIENCE, Server, free_port
 from monitor.capture.client import SidecarClient
 from monitor.capture.identity import hello_of
 from monitor.capture.transformers import TransformersTap
+from monitor.chat.server import ChatServer
 from monitor.demo.assistant import NAME, load_assistant
-from monitor.demo.chat import ChatServer
 from monitor.outputs.http import serve_in_thread
 from monitor.policy.schema import read_policy
 from monitor.probes.bank import load_bank

@@ -17,8 +17,8 @@ from starlette.routing import Route
 from monitor.capture.client import SidecarClient
 from monitor.capture.identity import hello_of
 from monitor.capture.transformers import TransformersTap
+from monitor.chat.server import ChatServer
 from monitor.demo.assistant import NAME, load_assistant
-from monitor.demo.chat import ChatServer
 from monitor.outputs.http import serve_in_thread
 from monitor.policy.schema import SHIPPED as POLICIES
 from monitor.sidecar import canary

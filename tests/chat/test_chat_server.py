@@ -1,4 +1,4 @@
-"""Tests of the demo's chat server, over real HTTP."""
+"""Tests of the chat server, over real HTTP."""
 
 from __future__ import annotations
 
@@ -7,77 +7,24 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from chat_model import CONTEXT, make_model, make_tokenizer
+from recorder import Recorder
 from starlette.applications import Starlette
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from monitor.capture.transformers import TransformersTap
-from monitor.demo.chat import ChatServer
+from monitor.chat.server import ChatServer
 from monitor.errors import SetupError
 from monitor.outputs.http import RunningServer, serve_in_thread
 from monitor.wire.v1 import ingest_pb2
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-END = "<|im_end|>"
-CONTEXT = 20_000
 LONG = 15_000
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-class Recorder:
-    """Stands in for the sidecar's client and keeps what the tap tells it."""
-
-    def __init__(self) -> None:
-        self.starts: list[tuple[str, int, dict[str, str], str]] = []
-        self.ends: list[tuple[str, int, int]] = []
-        self.token_ids: dict[str, list[int]] = {}
-        self.order: list[str] = []
-
-    def start(self, request_id: str, prompt_length: int, *, labels: dict[str, str], session_id: str) -> None:
-        """Notes a start."""
-        self.starts.append((request_id, prompt_length, dict(labels), session_id))
-        self.order.append(request_id)
-
-    def rows(self, request_ids: list[str], _starts: Any, _counts: Any, token_ids: list[int], _rows: Any) -> None:
-        """Notes the tokens that passed through the model."""
-        self.token_ids.setdefault(request_ids[0], []).extend(token_ids)
-
-    def end(self, request_id: str, total_tokens: int, reason: int) -> None:
-        """Notes an end."""
-        self.ends.append((request_id, total_tokens, reason))
-        self.order.append(request_id)
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with a token a byte and ChatML's two markers."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|im_start|>"), AddedToken(END)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
-    fast.chat_template = CHATML
-    return fast
-
-
-def make_model() -> LlamaForCausalLM:
-    """A random model that never ends a reply by itself."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=CONTEXT, initializer_range=1.0, eos_token_id=None, bos_token_id=None, pad_token_id=257,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None
-    return model.eval()
 
 
 class Served:
@@ -166,7 +113,7 @@ class TestForcedReply:
         """The model sees the prefix in an open assistant turn, and with one token nothing else."""
         forced = [*HELLO, {"role": "assistant", "content": "Well, yes."}]
         answer = served.post(messages=forced, continue_final_message=True, max_tokens=1).json()
-        seen = served.tokenizer.decode(served.recorder.token_ids[answer["id"]])
+        seen = served.tokenizer.decode(served.recorder.ids(answer["id"]))
         assert seen == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nWell, yes."
         assert answer["usage"]["completion_tokens"] == 1
 
@@ -185,26 +132,27 @@ class TestCapture:
         """The completion's id, its metadata and its session reach the sidecar."""
         answer = served.post(metadata={"policy": "p"}, session_id="s", user="u").json()
         usage = answer["usage"]
-        assert served.recorder.starts[-1] == (answer["id"], usage["prompt_tokens"], {"policy": "p"}, "s")
+        assert served.recorder.starts[answer["id"]] == {
+            "prompt_length": usage["prompt_tokens"], "labels": {"policy": "p"}, "session_id": "s",
+        }  # fmt: skip
         # The last sampled token never passes through the model.
-        assert served.recorder.ends[-1] == (answer["id"], usage["total_tokens"] - 1, ingest_pb2.END_REASON_STOP)
+        assert served.recorder.ends[answer["id"]] == (usage["total_tokens"] - 1, ingest_pb2.END_REASON_STOP)
 
     def test_user_stands_for_a_missing_session(self, served: Served) -> None:
         """OpenAI's own field names the conversation where session_id is not given."""
-        served.post(user="u")
-        assert served.recorder.starts[-1][3] == "u"
+        answer = served.post(user="u").json()
+        assert served.recorder.starts[answer["id"]]["session_id"] == "u"
 
     def test_requests_run_one_after_the_other(self, served: Served) -> None:
         """Of requests sent at once each ends before the next begins."""
-        begun = len(served.recorder.order)
+        begun = len(served.recorder.steps)
         threads = [threading.Thread(target=served.post) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        order = served.recorder.order[begun:]
-        assert len(order) == 8
-        assert order[::2] == order[1::2]
+        order = [names[0] for names, _, _ in served.recorder.steps[begun:]]
+        assert len(list(groupby(order))) == len(set(order)) == 4
 
     def test_a_server_without_a_tap_answers(self, served: Served) -> None:
         """Capture is optional."""
@@ -247,7 +195,7 @@ class TestStreaming:
         with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
             next(response.iter_lines())
         assert served.chat.wait_idle(20)
-        _, total, reason = served.recorder.ends[-1]
+        total, reason = list(served.recorder.ends.values())[-1]
         assert reason == ingest_pb2.END_REASON_ABORTED
         assert total < LONG / 2
 
@@ -260,7 +208,7 @@ class TestStreaming:
                 timeout=0.3,
             )
         assert served.chat.wait_idle(20)
-        assert served.recorder.ends[-1][2] == ingest_pb2.END_REASON_ABORTED
+        assert list(served.recorder.ends.values())[-1][1] == ingest_pb2.END_REASON_ABORTED
 
     def test_a_failing_model_ends_the_stream_with_an_error(
         self, served: Served, monkeypatch: pytest.MonkeyPatch
