@@ -21,7 +21,7 @@ BLOCK = 16
 """Positions that are hashed together."""
 _OVERHEAD = 768
 """Bytes of a block beside its scores: its tokens, its names, its places in the tables."""
-_SIBLINGS = 8
+_SIBLINGS = 32
 """Blocks behind one prefix that are compared token by token."""
 _NAME_BYTES = 16
 _NONE = -1
