@@ -22,11 +22,11 @@ import needs
 import numpy as np
 import pytest
 import torch
-from double import rows_by_position
+from double import SidecarDouble, rows_by_position
 from recorder import Recorder
 from scipy.stats import spearmanr
 from servers import eventually, free_port
-from vllm_rows import compare
+from vllm_rows import compare, hidden_states
 from vllm_server import VllmServer, vllm_server
 from vllm_traffic import Played, conversations, play
 
@@ -34,6 +34,7 @@ from monitor.demo.assistant import NAME, load_assistant
 from monitor.policy.schema import SHIPPED as POLICIES
 from monitor.probes.bank import load_bank
 from monitor.probes.markers import Role
+from monitor.probes.score import Scorer
 from monitor.turns.roles import RoleLabeller
 from monitor.wire.v1 import ingest_pb2
 
@@ -71,6 +72,10 @@ class Sidecar:
         command += ["--policy", str(POLICIES / "service-desk.yaml"), "--http-port", str(port), *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
+    def wait_ready(self) -> None:
+        """Waits until it takes streams."""
+        eventually(lambda: httpx.get(f"{self.url}/readyz").is_success)
+
     def metric(self, name: str) -> float:
         """Sum of a metric over its labels; 0 while the sidecar does not answer."""
         try:
@@ -92,10 +97,10 @@ class Sidecar:
 
 @contextmanager
 def sidecar(address: str, *flags: str) -> Iterator[Sidecar]:
-    """A sidecar that vLLM has found."""
+    """A sidecar that takes streams."""
     running = Sidecar(address, *flags)
     try:
-        eventually(lambda: running.metric("affect_streams_open"))
+        running.wait_ready()
         yield running
     finally:
         running.process.send_signal(signal.SIGTERM)
@@ -119,6 +124,13 @@ class Seen:
     turns: list[dict[str, Any]]
 
 
+def _play(server: VllmServer, count: int, choices: int) -> list[Played]:
+    talks = conversations(count)
+    played = asyncio.run(play(server.url, NAME, talks, tokens=TOKENS, at_once=AT_ONCE, choices=choices))
+    assert {one.status for one in played} == {200}
+    return played
+
+
 @pytest.fixture(scope="module")
 def seen(server: VllmServer, address: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Two hundred conversations, played once."""
@@ -126,7 +138,9 @@ def seen(server: VllmServer, address: str, tmp_path_factory: pytest.TempPathFact
     with sidecar(behind) as running:
         recorder = Recorder(address, behind)
         eventually(lambda: running.metric("affect_streams_open"))
-        played = asyncio.run(play(server.url, NAME, conversations(TALKS), tokens=TOKENS, at_once=AT_ONCE))
+        played = _play(server, TALKS, 1)
+        # Apart: vLLM on CPUs draws wrong tokens beside speculative decoding, for the whole batch. Their rows are right.
+        played += _play(server, TALKS // 5, 2)
         begun = sum(one.choices for one in played)
         eventually(lambda: len(running.turns()) >= begun)
         turns = running.turns()
@@ -138,7 +152,6 @@ def seen(server: VllmServer, address: str, tmp_path_factory: pytest.TempPathFact
 
 def test_rows_are_transformers_rows(server: VllmServer, seen: Seen) -> None:
     """Every row equals transformers' hidden state; all come once but the one of the token sampled last; roles fit."""
-    assert {one.status for one in seen.played} == {200}
     ends = dict(seen.ends)
     assert len(seen.rows) == len(seen.starts) == len(ends) == len(seen.ends) == sum(one.choices for one in seen.played)
     assert not seen.gaps
@@ -157,7 +170,7 @@ def test_rows_are_transformers_rows(server: VllmServer, seen: Seen) -> None:
         assert not result.beyond, request_id
         worst = max(worst, result.worst)
         talk = talks[start.external_id]
-        assert start.labels["talk"] == talk.name.removeprefix("talk-")
+        assert start.labels["talk"] == talk.name
         assert start.session_id
         prompt = tokenizer.apply_chat_template(talk.messages, add_generation_prompt=True, return_dict=False)
         assert result.tokens[: start.prompt_length] == prompt
@@ -183,16 +196,15 @@ def _check_roles(labeller: RoleLabeller, tokenizer: Any, talk: Played, tokens: l
 
 def test_online_and_offline_scores_agree(seen: Seen, tmp_path: Path) -> None:
     """What the sidecar makes of conversations through vLLM is what ``score`` makes of them offline."""
-    whole = [one for one in seen.played if not one.aborted]
-    turns = {turn["externalId"]: turn for turn in seen.turns if not turn["requestId"].startswith("1_")}
+    whole = [one for one in seen.played if one.choices == 1 and not one.aborted]
+    turns = {turn["externalId"]: turn for turn in seen.turns}
+    _, tokenizer = load_assistant(needs.assistant())
     source, target = tmp_path / "talks.jsonl", tmp_path / "scores.jsonl"
-    source.write_text(
-        "".join(
-            json.dumps({"id": one.name, "messages": [*one.messages, {"role": "assistant", "content": one.replies[0]}]})
-            + "\n"
-            for one in whole
-        )
-    )
+    with source.open("w") as file:
+        for one in whole:
+            # What the model processed: all but the token sampled last.
+            reply = {"role": "assistant", "content": tokenizer.decode(one.replies[0][:-1])}
+            file.write(json.dumps({"id": one.name, "messages": [*one.messages, reply]}) + "\n")
     command = [sys.executable, "-m", "monitor.cli", "score", "--bank", NAME, "--model", "demo"]
     subprocess.run([*command, "--input", source, "--output", target], check=True)
     offline = {line["id"]: line["assessment"] for line in map(json.loads, target.read_text().splitlines())}
@@ -222,7 +234,7 @@ def test_sidecar_killed_again_and_again(server: VllmServer, address: str) -> Non
         for _ in range(KILLS):
             running = Sidecar(address)
             try:
-                eventually(lambda: httpx.get(f"{running.url}/readyz").is_success)  # noqa: B023 - used at once
+                running.wait_ready()
                 began = time.monotonic()
                 eventually(lambda: running.metric("affect_tokens_scored_total"))  # noqa: B023 - used at once
                 back.append(time.monotonic() - began)
@@ -234,3 +246,27 @@ def test_sidecar_killed_again_and_again(server: VllmServer, address: str) -> Non
             thread.join()
     print(f"{len(answers)} answers; capture back after {max(back):.2f} s at most of {KILLS} times")
     assert set(answers) == {200}
+
+
+def test_scores_hold_in_half_precision(tmp_path: Path) -> None:
+    """In bfloat16 the scores of vLLM's rows rank tokens as those of transformers' rows in bfloat16 do."""
+    bank = load_bank(NAME)
+    layers = bank.card.layers
+    address = f"unix://{tmp_path}/ingest.sock"
+    half = (*HARD, "--dtype", "bfloat16")
+    double = SidecarDouble(address, max_frame=64 << 20, credit=64 << 20).serve()
+    with vllm_server(needs.vllm_environment(), needs.assistant(), address, layers, extra=half) as running:
+        eventually(lambda: double.streams)
+        played = _play(running, TALKS // 5, 1)
+        eventually(lambda: len(double.events("end")) >= len(played))
+    double.kill()
+    model, scorer = load_assistant(needs.assistant())[0].to(torch.bfloat16), Scorer(bank)
+    ours, theirs = [], []
+    for found in double.rows().values():
+        tokens = np.array([found[position][0] for position in range(len(found))])
+        ours.append(scorer.score(torch.stack([found[position][1] for position in range(len(found))]), tokens)[1:])
+        theirs.append(scorer.score(hidden_states(model, layers, tokens.tolist()), tokens)[1:])
+    probes = range(bank.columns.probes)
+    ranks = [spearmanr(np.concatenate(ours)[:, one], np.concatenate(theirs)[:, one]).statistic for one in probes]
+    print(f"{sum(map(len, ours))} rows in bfloat16, rank correlation of {len(ranks)} probes {min(ranks):.5f} at least")
+    assert min(ranks) >= 0.999

@@ -31,6 +31,12 @@ class Compared:
 
 
 @torch.inference_mode()
+def hidden_states(model: Any, layers: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+    """Transformers' rows of some tokens: [tokens, layers, hidden], in the model's precision."""
+    states = model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    return torch.stack([states[layer][0] for layer in layers], dim=1)
+
+
 def compare(model: Any, layers: Sequence[int], rows: Rows, total: int) -> Compared:
     """Compares the rows of one request, of which the server processed ``total`` tokens."""
     missing = [position for position in range(total) if position not in rows]
@@ -38,8 +44,7 @@ def compare(model: Any, layers: Sequence[int], rows: Rows, total: int) -> Compar
     if missing or not rows:
         return Compared([], float("inf"), missing, beyond)
     tokens = [rows[position][0] for position in range(total)]
-    states = model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
-    expected = torch.stack([states[layer][0] for layer in layers], dim=1).float()
+    expected = hidden_states(model, layers, tokens).float()
     got = torch.stack([rows[position][1] for position in range(total)]).float()
     relative = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
     return Compared(tokens, float(relative.max()), missing, beyond)

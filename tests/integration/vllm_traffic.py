@@ -16,6 +16,7 @@ _SYSTEM = (
     "on how the customer feels unless the customer asks for it, and never promise what the bank has not promised."
 )
 _PATIENCE = 300.0
+_BROKEN_OFF = 5
 
 
 @dataclass
@@ -26,16 +27,16 @@ class Played:
         name: Its id, which the server hands on.
         messages: What was sent.
         choices: How many answers were asked for.
-        replies: What came back, one for each choice.
         aborted: Whether the caller went away before the end.
+        replies: Tokens that came back, one list for each choice.
         status: HTTP status of the answer.
     """
 
     name: str
     messages: list[dict[str, str]]
-    choices: int = 1
-    replies: list[str] = field(default_factory=list)
-    aborted: bool = False
+    choices: int
+    aborted: bool
+    replies: list[list[int]] = field(default_factory=list)
     status: int = 0
 
 
@@ -44,7 +45,7 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     turns = [json.loads(line) for line in (SHIPPED / "grid.jsonl").read_text().splitlines()]
     made = []
     for number in range(count):
-        messages = [{"role": "system", "content": _SYSTEM}] if number % 3 else []
+        messages = [{"role": "system", "content": _SYSTEM if number % 3 else "Be brief."}]
         for turn in turns[number : number + number % 4]:
             messages += [
                 {"role": "user", "content": turn["user"]},
@@ -56,48 +57,58 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     return made
 
 
-async def play(url: str, model: str, talks: list[list[dict[str, str]]], *, tokens: int, at_once: int) -> list[Played]:
-    """Plays conversations, so many at once: every fifth streamed, every fifth with two answers, a few broken off."""
+async def play(
+    url: str, model: str, talks: list[list[dict[str, str]]], *, tokens: int, at_once: int, choices: int = 1
+) -> list[Played]:
+    """Plays conversations, so many at once: every fifth streamed, and a few of these broken off.
+
+    Args:
+        url: The server.
+        model: Its name of the model.
+        talks: The conversations.
+        tokens: About how many tokens a reply has.
+        at_once: Conversations that go on at once.
+        choices: Answers to each; a single one takes the likeliest tokens, several are drawn.
+    """
     slots = asyncio.Semaphore(at_once)
     limits = httpx.Limits(max_connections=at_once)
     async with httpx.AsyncClient(base_url=url, timeout=_PATIENCE, limits=limits) as client:
 
         async def one(number: int, messages: list[dict[str, str]]) -> Played:
+            aborted = choices == 1 and number % 25 == _BROKEN_OFF
             async with slots:
-                return await _ask(client, model, number, messages, tokens)
+                return await _ask(client, model, Played(f"{choices}-{number}", messages, choices, aborted), tokens)
 
         return list(await asyncio.gather(*(one(number, messages) for number, messages in enumerate(talks))))
 
 
-async def _ask(
-    client: httpx.AsyncClient, model: str, number: int, messages: list[dict[str, str]], tokens: int
-) -> Played:
-    played = Played(f"talk-{number}", messages, choices=2 if number % 5 == 1 else 1, aborted=number % 25 == 5)
+async def _ask(client: httpx.AsyncClient, model: str, played: Played, tokens: int) -> Played:
+    number = int(played.name.partition("-")[2])
     body: dict[str, Any] = {
         "model": model,
-        "messages": messages,
+        "messages": played.messages,
         "max_tokens": 3 * tokens if played.aborted else tokens - number % 7,
-        "temperature": played.choices - 1.0,
+        "temperature": 0.0 if played.choices == 1 else 1.0,
         "n": played.choices,
+        "return_token_ids": True,
         "session_id": f"session-{number % 50}",
-        "kv_transfer_params": {"affect": {"labels": {"talk": str(number)}}},
+        "kv_transfer_params": {"affect": {"labels": {"talk": played.name}}},
     }
     headers = {"X-Request-Id": played.name}
     if number % 5:
         answer = await client.post("/v1/chat/completions", json=body, headers=headers)
         played.status = answer.status_code
         if answer.is_success:
-            played.replies = [choice["message"]["content"] for choice in answer.json()["choices"]]
+            played.replies = [choice["token_ids"] for choice in answer.json()["choices"]]
         return played
     async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}, headers=headers) as answer:
         played.status = answer.status_code
-        pieces: list[str] = []
+        played.replies = [[] for _ in range(played.choices)]
         async for line in answer.aiter_lines():
             if not line.startswith("data: {"):
                 continue
-            choices = json.loads(line.removeprefix("data: "))["choices"]
-            pieces += [choice["delta"].get("content") or "" for choice in choices]
-            if played.aborted and len(pieces) > tokens // 2:
+            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                played.replies[choice["index"]] += choice.get("token_ids") or ()
+            if played.aborted and len(played.replies[0]) > tokens // 2:
                 break
-    played.replies = ["".join(pieces)]
     return played
