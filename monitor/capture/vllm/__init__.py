@@ -6,6 +6,10 @@ The connector stores and loads nothing. vLLM's ``extract_hidden_states`` keeps t
 paged like the KV cache; each step the scheduler's half says which positions have become final, and the worker's half
 takes their rows from the cache. So batching, chunked prefill, preemption, prefix-cache hits and speculation need no
 care of ours: a row lies where vLLM says that its position lies.
+
+``extract_hidden_states`` takes the place of speculative decoding. For servers that need it, taps in the model write the
+wanted layers into memory of ours instead, which lasts for a step; rows are found by the same slots. What a step does
+not compute, prefixes from the cache, is told as missing.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ SUPPORTED = ("0.30", "0.31", "0.32", "0.33")
 def register() -> None:
     """Makes the connector known to vLLM; called by vLLM in each of its processes, maybe more than once."""
     from monitor.capture.vllm import compat
+    from monitor.capture.vllm.placing import TAPS
 
     compat.share_log("affect_monitor")
     compat.register_connector(CONNECTOR, "monitor.capture.vllm.connector")
+    if compat.is_known():
+        compat.call_around_loading(TAPS.before_loading, TAPS.after_loading)

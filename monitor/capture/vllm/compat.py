@@ -22,13 +22,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from monitor.capture.checkpoint import checkpoint_fingerprint, local_folder
 from monitor.capture.credentials import ClientTls
 from monitor.capture.identity import template_hash, tokenizer_hash
-from monitor.capture.vllm import SUPPORTED
+from monitor.capture.vllm import CONNECTOR, SUPPORTED
 from monitor.capture.vllm.ledger import Scheduled
 from monitor.capture.vllm.plan import Begin
+from monitor.errors import SetupError
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -67,12 +68,26 @@ def register_connector(name: str, module: str) -> None:
 
 
 def setting(config: Any, key: str, default: Any = None) -> Any:
-    """A setting of ours among those of the connector."""
-    return config.kv_transfer_config.get_from_extra_config(key, default)
+    """A setting of our connector, which may be one of several; the default also where it is not among them."""
+    transfer = config.kv_transfer_config
+    if transfer is None:
+        return default
+    extra: Mapping[str, Any] = transfer.kv_connector_extra_config
+    ours = {transfer.kv_connector: extra} | {
+        part.get("kv_connector"): part.get("kv_connector_extra_config") or {} for part in extra.get("connectors", ())
+    }
+    return ours.get(CONNECTOR, {}).get(key, default)
+
+
+def is_tapped(config: Any) -> bool:
+    """Whether rows are taken from taps in the model, and not from a cache of hidden states."""
+    return bool(setting(config, "affect_capture", "cache") == "tap")
 
 
 def layers(config: Any) -> list[int]:
-    """Layers that vLLM keeps, ascending; the model puts them in this order whatever the order of the flag."""
+    """Layers whose rows are taken, ascending; vLLM keeps them in this order whatever the order of the flag."""
+    if is_tapped(config):
+        return sorted(set(setting(config, "layers")))
     draft = config.speculative_config.draft_model_config.hf_config
     return sorted(set(draft.eagle_aux_hidden_state_layer_ids))
 
@@ -97,6 +112,8 @@ def cache_group(kv_cache_config: Any) -> tuple[int, int]:
 
 def required_layout(config: Any) -> str | None:
     """The cache layout that keeps the hidden states of a token together: what vLLM's own connector asks for."""
+    if is_tapped(config):
+        return None
     from vllm.distributed.kv_transfer.kv_connector.v1.example_hidden_states_connector import (
         ExampleHiddenStatesConnector,
     )
@@ -137,6 +154,7 @@ def hello(config: Any, hidden_size: int) -> ingest_pb2.Hello:
         data_parallel_rank=config.parallel_config.data_parallel_index,
         layers=layers(config),
         hidden_size=hidden_size,
+        lacks_cached_prefixes=is_tapped(config),
     )
 
 
@@ -159,6 +177,110 @@ def tls(config: Any) -> ClientTls | None:
     """Certificates for a sidecar on TCP, where the settings name them."""
     files = [setting(config, key) for key in ("tls_ca", "tls_cert", "tls_key")]
     return ClientTls(*map(Path, files)) if all(files) else None
+
+
+# -- taps -------------------------------------------------------------------------------------------------------------
+
+
+def call_around_loading(before: Callable[[Any], None], after: Callable[[Any], None]) -> None:
+    """Has two functions called around the loading of a worker's model: with its configuration, and with the worker."""
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    def load_model(self: Any, *arguments: Any, **named: Any) -> None:
+        before(self.vllm_config)
+        self.worker.load_model(*arguments, **named)
+        after(self.worker)
+
+    # Executors call it on the wrapper, which has none and hands the call to its worker.
+    WorkerWrapperBase.load_model = load_model
+
+
+def mark_graphs(config: Any, mark: Mapping[str, Any]) -> None:
+    """Has vLLM's cache of compiled graphs tell this model from the same one without the mark."""
+    config.additional_config.update(mark)
+
+
+def check_tappable(config: Any) -> None:
+    """Checks that a step's rows are those of its batch, in its order, and whole.
+
+    Raises:
+        SetupError: An option has it otherwise; names it.
+    """
+    parallel, passes = config.parallel_config, config.compilation_config.pass_config
+    against = {
+        "--enable-dbo": parallel.use_ubatching,
+        "--decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
+        "--prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
+        "--kv-sharing-fast-prefill": config.cache_config.kv_sharing_fast_prefill,
+        "--compilation-config pass_config.enable_sp": getattr(passes, "enable_sp", False),
+    }
+    for option, on in against.items():
+        if on:
+            raise SetupError(option, "has the model run on parts of a batch, which taps do not follow; drop it")
+
+
+def step_room(config: Any) -> tuple[int, int]:
+    """Most tokens of a step, and rows to keep for later: drafts, and tokens of steps scheduled ahead."""
+    scheduler, speculation = config.scheduler_config, config.speculative_config
+    drafts = 0 if speculation is None else speculation.num_speculative_tokens
+    tokens = scheduler.max_num_batched_tokens
+    return tokens, min(2 * (1 + drafts) * scheduler.max_num_seqs, 2 * tokens)
+
+
+def blocks(config: Any, model: Any) -> list[Any]:
+    """The blocks of a model; None for those on other pipeline stages.
+
+    Raises:
+        LookupError: They cannot be told.
+    """
+    from torch.nn import ModuleList
+    from vllm.model_executor.models.utils import PPMissingLayer
+
+    language = model.get_language_model() if hasattr(model, "get_language_model") else model
+    depth = config.model_config.get_total_num_hidden_layers()
+    lists = {name: part for name, part in language.named_modules() if isinstance(part, ModuleList)}
+    found = [part for part in lists.values() if len(part) == depth]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} of {', '.join(lists)} are {depth} long, as the list of blocks should be")
+    return [None if isinstance(block, PPMissingLayer) else block for block in found[0]]
+
+
+def count_memory(worker: Any, size: int) -> None:
+    """Has vLLM leave room for bytes that it did not allocate itself, where it measures its model's memory."""
+    runner = worker.model_runner
+    if hasattr(runner, "model_memory_usage"):
+        runner.model_memory_usage += size
+
+
+def attention_group(kv_cache_config: Any) -> tuple[int, int, str]:
+    """Index, block size and a layer's name of the first cache group that keeps every token.
+
+    Raises:
+        LookupError: There is none.
+    """
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+
+    for index, group in enumerate(kv_cache_config.kv_cache_groups):
+        spec = group.kv_cache_spec
+        one = next(iter(spec.kv_cache_specs.values())) if isinstance(spec, UniformTypeKVCacheSpecs) else spec
+        if isinstance(one, FullAttentionSpec):
+            return index, int(spec.block_size), group.layer_names[0]
+    raise LookupError("no cache group of this model keeps every token; taps need one to tell tokens apart")
+
+
+def step_slots(layer: str, attention: Any = None) -> torch.Tensor | None:
+    """Cache slots of the tokens of the step under way, -1 for padding; None where they are not told.
+
+    Args:
+        layer: Name of a layer of the cache group.
+        attention: Attention metadata of the layers, where there is no forward context: replay of a whole graph.
+    """
+    from vllm.forward_context import get_forward_context, is_forward_context_available
+
+    if attention is not None:
+        return getattr(attention.get(layer), "slot_mapping", None) if isinstance(attention, dict) else None
+    told = get_forward_context().slot_mapping if is_forward_context_available() else None
+    return told.get(layer) if isinstance(told, dict) else None
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -222,3 +344,8 @@ def scheduled(output: Any, group: int) -> Iterator[Scheduled]:
     for request_id, blocks, computed in zip(old.req_ids, old.new_block_ids, old.num_computed_tokens, strict=True):
         resumed = request_id in old.resumed_req_ids
         yield Scheduled(request_id, blocks[group] if blocks else (), resumed, computed, counts[request_id])
+
+
+def runs(output: Any) -> bool:
+    """Whether the model runs in a step."""
+    return bool(output.total_num_scheduled_tokens > 0)

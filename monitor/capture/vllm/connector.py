@@ -6,12 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from monitor.capture.breaker import Breaker
-from monitor.capture.vllm import compat
-from monitor.capture.vllm.emitter import Emitter
+from monitor.capture.vllm import SUPPORTED, compat
+from monitor.capture.vllm.emitter import Emitter, RowSource
 from monitor.capture.vllm.introduction import Introduction
 from monitor.capture.vllm.ledger import Ledger
+from monitor.capture.vllm.placing import TAPS
 from monitor.capture.vllm.plan import StepPlan
 from monitor.capture.vllm.rows import CachedRows
+from monitor.capture.vllm.tapped import TappedRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,21 +41,26 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._breaker = Breaker()
         self._config = vllm_config
+        self._kv_cache = kv_cache_config
         self._group = 0
         self._ledger: Ledger | None = None
         self._emitter: Emitter | None = None
+        self._tapped: TappedRows | None = None
+        self._layer = ""
         self._introduction: Introduction | None = None
         self._speaks = False
         if not compat.is_known():
-            known = ", ".join(compat.SUPPORTED)
+            known = ", ".join(SUPPORTED)
             _LOG.error(
                 "vLLM %s is none of those that capture was made for (%s): nothing is captured, serving goes on",
                 compat.version(), known,
             )  # fmt: skip
         elif role == compat.KVConnectorRole.SCHEDULER:
             with self._breaker.guard("the constructor"):
-                self._group, block_size = compat.cache_group(kv_cache_config)
-                self._ledger = Ledger(block_size)
+                tapped = compat.is_tapped(vllm_config)
+                find = compat.attention_group if tapped else compat.cache_group
+                self._group, block_size, *_ = find(kv_cache_config)
+                self._ledger = Ledger(block_size, keeps_cached=not tapped)
 
     # -- what vLLM asks of every connector ----------------------------------------------------------------------------
 
@@ -62,9 +69,9 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         """Rows that a preemption discards are computed again; nothing has to be recomputed for us."""
         return False
 
-    def get_finished_count(self) -> int:
-        """One worker speaks for all."""
-        return 1
+    def get_finished_count(self) -> int | None:
+        """One worker speaks for all; where rows are tapped nobody has to, and the count is left to other connectors."""
+        return None if compat.is_tapped(self._config) else 1
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
@@ -80,7 +87,15 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         """Nothing is loaded."""
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Nothing is loaded."""
+        """Loads nothing; where a whole graph is replayed, this is where the slots of the step are told."""
+        del forward_context
+        attention = kwargs.get("attn_metadata")
+        if self._tapped is None or attention is None or self._breaker.open:
+            return
+        with self._breaker.guard("start_load_kv"):
+            slots = compat.step_slots(self._layer, attention)
+            if slots is not None:
+                self._tapped.follow(slots)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing is loaded."""
@@ -103,6 +118,7 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         if self._ledger is None:
             return AffectMetadata(StepPlan())
         plan = self._ledger.take()
+        plan.runs = compat.runs(scheduler_output)
         followed = False
         if not self._breaker.open:
             with self._breaker.guard("build_connector_meta"):
@@ -138,10 +154,25 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
             self._speaks = compat.is_first_tensor_rank()
             if not self._speaks:
                 return
-            source = CachedRows(compat.hidden_cache(self._config, kv_caches))
+            source: RowSource
+            if compat.is_tapped(self._config):
+                source = self._tapped = self._tapped_rows()
+            else:
+                source = CachedRows(compat.hidden_cache(self._config, kv_caches))
             self._introduction = Introduction(self._config, compat.hello(self._config, source.hidden_size))
             self._breaker = Breaker(self._introduction.failed)
             self._emitter = Emitter(source, self._breaker, self._introduction.client)
+
+    def bind_connector_metadata(self, connector_metadata: AffectMetadata) -> None:
+        """Receives the plan of a step that is about to run."""
+        super().bind_connector_metadata(connector_metadata)
+        if self._tapped is None:
+            return
+        if self._breaker.open:
+            self._tapped.forget()
+            return
+        with self._breaker.guard("bind_connector_metadata"):
+            self._tapped.begin(connector_metadata.plan, compat.step_slots(self._layer))
 
     def wait_for_save(self) -> None:
         """Sends the rows of the step that has run."""
@@ -163,3 +194,10 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
                 self._emitter.close()
             if self._introduction is not None:
                 self._introduction.close()
+
+    def _tapped_rows(self) -> TappedRows:
+        if TAPS.rows is None:
+            raise LookupError("no taps were placed; what was said when the model was loaded tells why")
+        _, block_size, self._layer = compat.attention_group(self._kv_cache)
+        tokens, _ = compat.step_room(self._config)
+        return TappedRows(TAPS.rows, tokens, self._kv_cache.num_blocks * block_size)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from monitor.capture.vllm.rows import HostCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
     from monitor.capture.breaker import Breaker
     from monitor.capture.client import SidecarClient
     from monitor.capture.vllm.plan import StepPlan
+    from monitor.capture.vllm.rows import Taken
 
 
 class RowSource(Protocol):
@@ -23,8 +22,8 @@ class RowSource(Protocol):
 
     hidden_size: int
 
-    def take(self, slots: NDArray[np.int64]) -> torch.Tensor:
-        """A copy of the rows at some slots: [rows, layers, hidden]."""
+    def take(self, plan: StepPlan) -> Taken | None:
+        """Copies of the rows of a plan, if it has any; called once a step, after it has run."""
 
 
 class Emitter:
@@ -45,18 +44,18 @@ class Emitter:
 
     def emit(self, plan: StepPlan) -> None:
         """Takes the rows of a step that has run and hands them on."""
-        rows = None
-        if len(plan.slots) and not self._breaker.open and self._client() is not None:
+        taken = None
+        if not self._breaker.open and self._client() is not None:
             # What cannot be taken is missing from its turns; their beginnings and ends are told all the same.
             with self._breaker.guard("taking rows"):
-                rows = self._source.take(plan.slots)
-        self._copies.hand_on(plan, rows)
+                taken = self._source.take(plan)
+        self._copies.hand_on(plan, taken)
 
     def close(self) -> None:
         """Lets go of the copies under way."""
         self._copies.close()
 
-    def _deliver(self, plan: StepPlan, rows: torch.Tensor | None) -> None:
+    def _deliver(self, plan: StepPlan, taken: Taken | None) -> None:
         client = self._client()
         if client is None:
             return
@@ -73,9 +72,20 @@ class Emitter:
                         session_id=begin.session_id,
                         external_id=begin.external_id,
                     )
+            rows = None if taken is None else self._whole(plan, taken)
             for gap in plan.missing:
                 client.gap(*gap)
             if rows is not None:
                 client.rows(plan.request_ids, plan.starts, plan.counts, plan.token_ids, rows)
             for end in plan.ends:
                 client.end(*end)
+
+    def _whole(self, plan: StepPlan, taken: Taken) -> torch.Tensor | None:
+        """Rows of the spans of which none is missing; the others are told as missing."""
+        if taken.there is None or taken.there.all():
+            return taken.rows
+        with self._breaker.guard("finding rows"):
+            if not taken.there.any():
+                raise LookupError("none of the rows of a step is there; have its taps run?")
+        left = plan.set_aside(taken.there.numpy())
+        return taken.rows[torch.from_numpy(left)] if plan.counts else None

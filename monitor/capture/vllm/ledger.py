@@ -49,7 +49,9 @@ class Ledger:
 
     Args:
         block_size: Tokens in a block of the cache that rows are taken from.
-        keeps_cached: Whether rows of tokens served from the prefix cache can be had.
+        keeps_cached: Whether rows lie beside the KV cache, for as long as it does: rows of tokens served from the
+            prefix cache can then be had, and blocks of requests that are over stay until theirs were taken. If not,
+            plans say which rows must be kept meanwhile.
     """
 
     def __init__(self, block_size: int, *, keeps_cached: bool = True) -> None:
@@ -69,7 +71,7 @@ class Ledger:
 
     def fill(self, plan: StepPlan, scheduled: Iterable[Scheduled]) -> None:
         """Adds to a plan what becomes final with a step."""
-        slots = [plan.slots]
+        slots, pending = [plan.slots], [plan.pending]
         for part in scheduled:
             request = self._requests.get(part.request_id)
             if request is None or request.lost:
@@ -78,17 +80,20 @@ class Ledger:
                 request.blocks = list(part.blocks)
             else:
                 request.blocks.extend(part.blocks)
-            ready = min(part.computed + part.tokens, len(request.tokens))
+            end = part.computed + part.tokens
+            ready = min(end, len(request.tokens))
+            if not self._keeps_cached and end > max(ready, request.sent):
+                pending.append(self._slots(request, max(ready, request.sent), end))
             if ready <= request.sent:
                 continue
             if not request.announced:
                 plan.begins.append(request.begin)
                 request.announced = True
-            if not self._keeps_cached and part.computed > request.sent:
+            if not self._keeps_cached and part.replaces and part.computed > request.sent:
                 self._skip(plan, request, min(part.computed, ready))
             if ready > request.sent:
                 slots.append(self._send(plan, request, ready))
-        plan.slots = np.concatenate(slots)
+        plan.slots, plan.pending = np.concatenate(slots), np.concatenate(pending)
 
     def finish(self, request_id: str, computed: int, reason: int) -> bool:
         """Ends a request.
@@ -112,15 +117,17 @@ class Ledger:
             return False
         slots = self._send(self._next, request, processed)
         self._next.slots = np.concatenate([self._next.slots, slots])
-        self._next.held.append(request_id)
-        return True
+        self._next.over = len(self._next.slots)
+        if self._keeps_cached:
+            self._next.held.append(request_id)
+        return self._keeps_cached
 
     def lose(self, plan: StepPlan) -> None:
         """Gives up what is under way after a step that could not be followed; ends and held blocks stay in the plan."""
         plan.missing.clear()
         for column in (plan.request_ids, plan.starts, plan.counts, plan.token_ids):
             column.clear()
-        plan.slots = np.empty(0, np.int64)
+        plan.slots, plan.over, plan.pending = np.empty(0, np.int64), 0, np.empty(0, np.int64)
         for request in self._requests.values():
             request.lost = True
 
@@ -136,6 +143,10 @@ class Ledger:
         plan.counts.append(end - start)
         plan.token_ids.extend(request.tokens[start:end])
         request.sent = end
+        return self._slots(request, start, end)
+
+    def _slots(self, request: _Request, start: int, end: int) -> np.ndarray:
+        """Slots of the positions from ``start`` to ``end``."""
         size = self._block_size
         first = start // size
         blocks = np.asarray(request.blocks[first : (end - 1) // size + 1], np.int64)

@@ -85,8 +85,8 @@ class StepPlan:
             lost = Missing(self.request_ids[index], self.starts[index], tokens, ingest_pb2.GAP_REASON_DROPPED)
             self.missing.append(lost)
         left = np.repeat(whole, self.counts)
-        self.request_ids, self.starts, self.counts = (
-            list(compress(column, whole)) for column in (self.request_ids, self.starts, self.counts)
-        )
+        self.request_ids = list(compress(self.request_ids, whole))
+        self.starts = list(compress(self.starts, whole))
+        self.counts = list(compress(self.counts, whole))
         self.token_ids = list(compress(self.token_ids, left))
         return left
