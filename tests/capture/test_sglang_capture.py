@@ -202,13 +202,11 @@ def test_ends_tell_why(attach: Callable[..., SglangServer], listening: SidecarDo
     del forgotten
     server.submit("next", [51, 52], 2)
     server.run()
-    ends = ended(listening, 3 if overlap else 4)
+    ends = ended(listening, 4)
     assert ends["stops"].reason == ingest_pb2.END_REASON_STOP
     assert ends["stops"].total_tokens == 3 + len(stops.output_ids) - 1
     assert ends["forgotten"].reason == ingest_pb2.END_REASON_ABORTED
-    if not overlap:
-        # Under overlap it was over before the result of its first chunk was read: nothing of it was told.
-        assert (ends["chunked"].reason, ends["chunked"].total_tokens) == (ingest_pb2.END_REASON_ABORTED, 6)
+    assert (ends["chunked"].reason, ends["chunked"].total_tokens) == (ingest_pb2.END_REASON_ABORTED, 6)
 
 
 def test_health_checks_and_adapters_are_not_followed(
@@ -221,6 +219,22 @@ def test_health_checks_and_adapters_are_not_followed(
     server.submit("plain", [21, 22], 2)
     server.run()
     assert set(ended(listening, 1)) == {"plain"}
+
+
+def test_rows_computed_on_a_cache_that_failed_to_load_do_not_come(
+    attach: Callable[..., SglangServer], listening: SidecarDouble
+) -> None:
+    """What SGLang discards is not told; the request ends as aborted with the rows it had before."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    server = connected(attach(), listening)
+    spoilt = server.submit("spoilt", list(range(10, 18)), 4)
+    server.step()
+    spoilt.discard_output_reason = FINISH_ABORT("the cache failed to load")
+    server.run()
+    end = ended(listening, 1)["spoilt"]
+    assert (end.reason, end.total_tokens) == (ingest_pb2.END_REASON_ABORTED, 6)
+    assert check_rows(listening, spoilt) == {}
 
 
 @pytest.mark.parametrize("broken", [*FOLLOWED, *STARTED])

@@ -63,8 +63,8 @@ def register_hooks(
 
     HookRegistry.register(f"{PROCESSOR}.__init__", processor_made, HookType.AFTER)
     HookRegistry.register(f"{REQUEST}.__init__", request_made, HookType.AFTER)
-    HookRegistry.register(f"{PROCESSOR}.process_batch_result_prefill", prefill_done, HookType.AROUND)
-    HookRegistry.register(f"{PROCESSOR}.process_batch_result_decode", decode_done, HookType.AROUND)
+    HookRegistry.register(f"{PROCESSOR}.process_batch_result_prefill", prefill_done, HookType.AFTER)
+    HookRegistry.register(f"{PROCESSOR}.process_batch_result_decode", decode_done, HookType.AFTER)
 
 
 # -- configuration ----------------------------------------------------------------------------------------------------
@@ -245,9 +245,9 @@ def decode_parts(batch: Any) -> Iterator[Part]:
 
 
 def _is_followed(request: Any) -> bool:
-    """Whether rows of a request count: SGLang too passes over those that were over or retracted when the batch ran."""
+    """Whether rows of a request count; SGLang discards what was computed on a cache that failed to load."""
     asked = getattr(request, "affect_followed", False) and request.beam_group is None
-    return bool(asked and not request.finished() and not request.is_retracted)
+    return bool(asked and request.discard_output_reason is None)
 
 
 def hidden_states(result: Any) -> Any:

@@ -52,13 +52,13 @@ class Hooks:
             with self._breaker.guard("Req.__init__"):
                 compat.ask(request)
 
-    def prefill_done(self, original: Callable[..., Any], processor: Any, batch: Any, result: Any) -> Any:
-        """Around ``process_batch_result_prefill``, which also reads mixed batches."""
-        return self._around(compat.extend_parts, original, processor, batch, result)
+    def prefill_done(self, _result: None, _processor: Any, batch: Any, result: Any) -> None:
+        """After ``process_batch_result_prefill``, which also reads mixed batches."""
+        self._tell(compat.extend_parts, batch, result)
 
-    def decode_done(self, original: Callable[..., Any], processor: Any, batch: Any, result: Any) -> Any:
-        """Around ``process_batch_result_decode``."""
-        return self._around(compat.decode_parts, original, processor, batch, result)
+    def decode_done(self, _result: None, _processor: Any, batch: Any, result: Any) -> None:
+        """After ``process_batch_result_decode``."""
+        self._tell(compat.decode_parts, batch, result)
 
     def _begin(self, processor: Any) -> None:
         hello = compat.hello(processor)
@@ -73,38 +73,21 @@ class Hooks:
     def _connect(self, hello: Any) -> SidecarClient:
         return SidecarClient(self._settings.sidecar, hello, tls=self._settings.tls)
 
-    def _around(
-        self,
-        split: Callable[[Any], Iterator[compat.Part]],
-        original: Callable[..., Any],
-        processor: Any,
-        batch: Any,
-        result: Any,
-    ) -> Any:
+    def _tell(self, split: Callable[[Any], Iterator[compat.Part]], batch: Any, result: Any) -> None:
+        """Sends what a batch brought; SGLang's own answers to its callers have gone out."""
         if self._emitter is None or self._rows is None:
-            return original(processor, batch, result)
-        parts: list[compat.Part] | None = None
-        if not self._breaker.open:
-            # Before SGLang reads the result: afterwards there is no telling who was over already.
-            with self._breaker.guard("before a batch result"):
-                parts = list(split(batch))
-        answer = original(processor, batch, result)
-        self._tell(self._emitter, self._rows, parts, result)
-        return answer
-
-    def _tell(self, emitter: Emitter, rows: BatchRows, parts: list[compat.Part] | None, result: Any) -> None:
-        """Sends what a batch brought, behind SGLang's own answers to its callers."""
+            return
         plan = None
-        if parts is not None:
-            with self._breaker.guard("after a batch result"):
+        if not self._breaker.open:
+            with self._breaker.guard("a batch result"):
                 filled = StepPlan()
-                self._ledger.fill(filled, parts)
-                rows.hold(compat.hidden_states(result))
+                self._ledger.fill(filled, split(batch))
+                self._rows.hold(compat.hidden_states(result))
                 plan = filled
         with self._breaker.guard("the ends of requests"):
             if plan is None:
                 self._ledger.lose()
                 plan = StepPlan()
             self._ledger.close(plan)
-            emitter.emit(plan)
-        rows.hold(None)
+            self._emitter.emit(plan)
+        self._rows.hold(None)

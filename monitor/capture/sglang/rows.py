@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from monitor.capture.vllm.rows import Taken, to_device
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    import torch
+
+    from monitor.capture.vllm.plan import StepPlan
 
 
 class BatchRows:
@@ -25,25 +26,26 @@ class BatchRows:
         self._hidden: torch.Tensor | None = None
 
     def hold(self, hidden: torch.Tensor | None) -> None:
-        """Holds the rows of a batch, [tokens, layers * hidden], until they are taken."""
+        """Holds the rows of a batch, [tokens, layers * hidden], or lets go of them."""
         self._hidden = hidden
 
-    def take(self, slots: NDArray[np.int64]) -> torch.Tensor:
-        """The rows at some slots, [rows, layers, hidden]: a copy, or a view of what nobody will write to.
+    def take(self, plan: StepPlan) -> Taken | None:
+        """The rows at the slots of a plan, if it has any: copies, or a view of what nobody will write to.
 
         Raises:
             ValueError: The batch has no rows, or rows of another width than that of the layers.
         """
-        hidden, self._hidden = self._hidden, None
-        width = self._layers * self.hidden_size
+        slots = plan.slots
+        if not len(slots):
+            return None
+        hidden, width = self._hidden, self._layers * self.hidden_size
         if hidden is None or hidden.dim() != 2 or hidden.shape[1] != width:  # noqa: PLR2004 - [tokens, width]
             found = None if hidden is None else tuple(hidden.shape)
             raise ValueError(f"hidden states are {found} where rows of {self._layers} x {self.hidden_size} should be")
-        if hidden.is_cuda:
-            # Maybe a buffer of a CUDA graph, which the next replay overwrites: gathered in the order of the stream.
-            places = torch.from_numpy(slots).pin_memory().to(hidden.device, non_blocking=True)
-            return hidden[places].view(-1, self._layers, self.hidden_size)
         if hidden.is_pinned() and slots[-1] - slots[0] + 1 == len(slots):
             # SGLang's own copy of this batch: each has one of its own.
-            return hidden[slots[0] : slots[-1] + 1].view(-1, self._layers, self.hidden_size)
-        return hidden[torch.from_numpy(slots)].view(-1, self._layers, self.hidden_size)
+            rows = hidden[slots[0] : slots[-1] + 1]
+        else:
+            # Maybe a buffer of a CUDA graph, which the next replay overwrites: gathered in the order of the stream.
+            rows = hidden[to_device(slots, hidden.device)]
+        return Taken(rows.view(-1, self._layers, self.hidden_size))
