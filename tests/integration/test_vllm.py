@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -45,6 +46,15 @@ HARD += ("--max-num-batched-tokens", "256", "--max-num-seqs", "16")
 KILLS, BACK_SECONDS = 20, 2.0
 
 pytestmark = [pytest.mark.vllm, pytest.mark.assistant, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(autouse=True)
+def all_threads() -> Iterator[None]:
+    """Transformers gets all cores for the rows to compare with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
