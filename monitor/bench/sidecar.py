@@ -16,14 +16,13 @@ import grpc
 
 from monitor.bench.cores import pinned
 from monitor.bench.grid import Setting
-from monitor.bench.proc import resident_mb
+from monitor.bench.proc import cpu_seconds, resident_mb
 from monitor.bench.scrape import Scrape, scrape
 from monitor.errors import SetupError
 from monitor.policy.schema import SHIPPED
 from monitor.wire.v1 import ingest_pb2, ingest_pb2_grpc
 
 _START_TIMEOUT, _STOP_TIMEOUT, _POLL = 120.0, 20.0, 0.05
-_TICKS = os.sysconf("SC_CLK_TCK")
 _SHARED_MEMORY_BYTES = 64 << 20
 _LOG_TAIL = 600
 _ENVIRONMENTS = {
@@ -93,8 +92,7 @@ class SidecarProcess:
     @property
     def cpu_seconds(self) -> float:
         """Processor time used so far, of all its threads."""
-        after_name = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(after_name[11]) + int(after_name[12])) / _TICKS
+        return cpu_seconds(self._process.pid)
 
     @property
     def rss_mb(self) -> float:

@@ -67,23 +67,18 @@ def compare(off: Engine, on: Engine, sidecar: WatchedSidecar, batch: int, rounds
 
 def _medians(samples: Sequence[Sample]) -> Row:
     figures = [sample.figures() for sample in samples]
-    return rounded({name: _over(statistics.median, figures, name) for name in figures[0]})
-
-
-def _over(
-    summary: Callable[[list[float]], float], figures: Sequence[Mapping[str, float | None]], name: str
-) -> float | None:
-    values = [value for each in figures if (value := each[name]) is not None]
-    return summary(values) if values else None
+    return rounded({name: statistics.median(each[name] for each in figures) for name in figures[0]})
 
 
 def _ratios(seen: Sequence[Mapping[str, Sample]], above: str, below: str) -> dict[str, Row]:
     """Ratio of each figure between two ways of the same round."""
     pairs = [(found[above].figures(), found[below].figures()) for found in seen]
-    return {
-        name: summary([high / low for one, other in pairs if (high := one[name]) and (low := other[name])])
-        for name in pairs[0][0]
-    }
+    return {name: summary([_ratio(one[name], other[name]) for one, other in pairs]) for name in pairs[0][0]}
+
+
+def _ratio(above: float, below: float) -> float:
+    """NaN of what is too small for its clock."""
+    return above / below if below else math.nan
 
 
 def summary(ratios: Sequence[float]) -> Row:
@@ -91,9 +86,5 @@ def summary(ratios: Sequence[float]) -> Row:
 
     The interval is None where there are too few, fewer than six.
     """
-    if not ratios:
-        return {"median": None, "low": None, "high": None}
     interval = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(_CONFIDENCE)
-    known = math.isfinite(interval.low) and math.isfinite(interval.high)
-    low, high = (interval.low, interval.high) if known else (None, None)
-    return rounded({"median": statistics.median(ratios), "low": low and float(low), "high": high and float(high)})
+    return rounded({"median": statistics.median(ratios), "low": float(interval.low), "high": float(interval.high)})

@@ -28,14 +28,17 @@ class Load:
 class Sample(NamedTuple):
     """One run: a batch of requests, from their arrival to the last token.
 
+    What cannot be seen from here is NaN.
+
     Attributes:
         tokens: Tokens generated.
         processed: Tokens the model processed, prompts included: all but the last of each reply.
         seconds: How long it took.
         first: Seconds to the first token, of each request or of the batch as a whole.
         gaps: Seconds between a token and the next.
-        resident_mb: Resident memory of the engine's processes at the end; None: not to be seen from here.
-        cuda_mb: Most memory allocated on the GPU; None: no GPU, or not to be seen from here.
+        cpu_seconds: Processor time of the engine's processes.
+        resident_mb: Resident memory of the engine's processes at the end.
+        cuda_mb: Most memory allocated on the GPU.
     """
 
     tokens: int
@@ -43,10 +46,11 @@ class Sample(NamedTuple):
     seconds: float
     first: list[float]
     gaps: list[float]
-    resident_mb: float | None
-    cuda_mb: float | None
+    cpu_seconds: float
+    resident_mb: float
+    cuda_mb: float
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, float]:
         """The run in numbers."""
         median, high = np.percentile(self.gaps, (50, 99)) * 1e3
         return {
@@ -54,6 +58,7 @@ class Sample(NamedTuple):
             "ttft_ms": float(np.median(self.first)) * 1e3,
             "itl_p50_ms": float(median),
             "itl_p99_ms": float(high),
+            "cpu_ms_per_token": self.cpu_seconds / self.tokens * 1e3,
             "resident_mb": self.resident_mb,
             "cuda_mb": self.cuda_mb,
         }

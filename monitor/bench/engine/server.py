@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from monitor.bench.engine.load import Load, Sample
-from monitor.bench.proc import family, listener, resident_mb
+from monitor.bench.proc import cpu_seconds, family, listener, resident_mb
 from monitor.errors import SetupError
 
 _TIMEOUT = 600.0
@@ -66,7 +67,7 @@ class ServerEngine:
         Raises:
             SetupError: A request fails.
         """
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), self._in_all(cpu_seconds)
         replies = asyncio.run(self._replies(batch))
         seconds = time.perf_counter() - began
         return Sample(
@@ -75,8 +76,9 @@ class ServerEngine:
             seconds=seconds,
             first=[reply.times[0] - began for reply in replies],
             gaps=[after - before for reply in replies for before, after in pairwise(reply.times)],
-            resident_mb=self._resident_mb(),
-            cuda_mb=None,
+            cpu_seconds=self._in_all(cpu_seconds) - worked,
+            resident_mb=self._in_all(resident_mb),
+            cuda_mb=math.nan,
         )
 
     async def _replies(self, batch: int) -> list[_Reply]:
@@ -118,8 +120,9 @@ class ServerEngine:
             "ignore_eos": True,
         }
 
-    def _resident_mb(self) -> float | None:
-        return sum(map(resident_mb, family(self._process))) if self._process is not None else None
+    def _in_all(self, measure: Callable[[int], float]) -> float:
+        """What is measured of the server's processes together; NaN where they cannot be seen."""
+        return math.nan if self._process is None else sum(map(measure, family(self._process)))
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:

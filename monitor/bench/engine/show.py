@@ -12,6 +12,7 @@ _COLUMNS = {
     "ttft_ms": "first token",
     "itl_p50_ms": "between, median",
     "itl_p99_ms": "between, p99",
+    "cpu_ms_per_token": "CPU a token",
     "resident_mb": "memory",
     "cuda_mb": "CUDA memory",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import uuid
@@ -147,7 +148,7 @@ def _generate(model: Any, tap: TransformersTap | None, plan: Plan, batch: int) -
     requests = [TappedRequest(f"bench-{uuid.uuid4().hex}", labels=_LABELS) for _ in range(batch)]
     if ids.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     with tap.requests(requests) if tap is not None else nullcontext():
         model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=load.new_tokens, streamer=clock,
@@ -161,8 +162,9 @@ def _generate(model: Any, tap: TransformersTap | None, plan: Plan, batch: int) -
         seconds=seconds,
         first=[times[0] - began],
         gaps=[after - before for before, after in pairwise(times)],
+        cpu_seconds=time.process_time() - worked,
         resident_mb=resident_mb(os.getpid()),
-        cuda_mb=torch.cuda.max_memory_allocated() / 1e6 if ids.is_cuda else None,
+        cuda_mb=torch.cuda.max_memory_allocated() / 1e6 if ids.is_cuda else math.nan,
     )
 
 
