@@ -31,9 +31,9 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def eventually(ask: Callable[[], Any], server: Server | None = None) -> Any:
+def eventually(ask: Callable[[], Any], server: Server | None = None, patience: float = PATIENCE) -> Any:
     """The first answer that is not empty; a server that does not answer yet is asked again."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         with suppress(httpx.TransportError):
             if found := ask():
