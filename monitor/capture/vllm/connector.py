@@ -48,7 +48,8 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         self._tapped: TappedRows | None = None
         self._layer = ""
         self._introduction: Introduction | None = None
-        self._speaks = False
+        self._speaks = True
+        """Better several that let blocks go than none."""
         if not compat.is_known():
             known = ", ".join(SUPPORTED)
             _LOG.error(
@@ -102,6 +103,9 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
         """Rows are taken once a step, not once a layer."""
+
+    def wait_for_save(self) -> None:
+        """Rows are taken a little later: vLLM 0.30 does not call this where the model does not run."""
 
     # -- in the scheduler ---------------------------------------------------------------------------------------------
 
@@ -174,11 +178,12 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         with self._breaker.guard("bind_connector_metadata"):
             self._tapped.begin(connector_metadata.plan, compat.step_slots(self._layer))
 
-    def wait_for_save(self) -> None:
-        """Sends the rows of the step that has run."""
+    def clear_connector_metadata(self) -> None:
+        """Sends the rows of a step that is over, and what is left of others where the model did not run."""
         if self._emitter is not None and self.has_connector_metadata():
-            with self._breaker.guard("wait_for_save"):
+            with self._breaker.guard("clear_connector_metadata"):
                 self._emitter.emit(self._get_connector_metadata().plan)
+        super().clear_connector_metadata()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Lets go of the blocks of requests whose last rows are being sent: they have been gathered, or given up."""

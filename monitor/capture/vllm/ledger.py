@@ -110,12 +110,13 @@ class Ledger:
         if request is None or not request.announced:
             return False
         known = len(request.tokens)
-        # The token sampled last was never fed to the model.
-        processed = min(computed, known - (known > request.begin.prompt_length))
+        # The token sampled last was never fed to the model; all others were, though a preemption may have lost rows.
+        processed = known - 1 if known > request.begin.prompt_length else min(computed, known)
         self._next.ends.append(End(request_id, max(request.sent, processed), reason))
-        if request.lost or processed <= request.sent:
+        ready = min(computed, processed)
+        if request.lost or ready <= request.sent:
             return False
-        slots = self._send(self._next, request, processed)
+        slots = self._send(self._next, request, ready)
         self._next.slots = np.concatenate([self._next.slots, slots])
         self._next.over = len(self._next.slots)
         if self._keeps_cached:
