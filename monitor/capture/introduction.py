@@ -6,10 +6,12 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from monitor.capture.client import SidecarClient
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from monitor.capture.client import SidecarClient
+    from monitor.capture.credentials import ClientTls
     from monitor.wire.v1 import ingest_pb2
 
 _LOG = logging.getLogger("affect_monitor.capture")
@@ -21,18 +23,21 @@ class Introduction:
     Args:
         hello: Who is sending, but for the hashes of the model.
         identify: Adds the hashes; may take long and may fail.
-        connect: Makes the client.
+        address: ``unix:///path`` or ``host:port`` of the sidecar.
+        tls: Certificates for a sidecar on TCP.
     """
 
     def __init__(
         self,
         hello: ingest_pb2.Hello,
         identify: Callable[[ingest_pb2.Hello], None],
-        connect: Callable[[ingest_pb2.Hello], SidecarClient],
+        address: str,
+        tls: ClientTls | None,
     ) -> None:
         self._hello = hello
         self._identify = identify
-        self._make = connect
+        self._address = address
+        self._tls = tls
         self._client: SidecarClient | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._connect, name="affect-introduction", daemon=True).start()
@@ -58,4 +63,4 @@ class Introduction:
         except Exception as error:  # noqa: BLE001 - files and tokenizers fail in many ways; the sidecar judges
             _LOG.warning("cannot tell all of who this model is (%s); the sidecar will call it unvalidated", error)
         if not self._closed.is_set():
-            self._client = self._make(self._hello)
+            self._client = SidecarClient(self._address, self._hello, tls=self._tls)

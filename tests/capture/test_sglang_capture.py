@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import needs
@@ -12,8 +13,9 @@ import torch
 from sglang_server import LAYERS, Model, SglangServer, row
 from sglang_standins import sglang_with_standins
 
+from monitor.capture import introduction
 from monitor.capture.client import SidecarClient
-from monitor.capture.sglang import compat, hooks, register
+from monitor.capture.sglang import compat, register
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def attach(_sglang: None, address: str, monkeypatch: pytest.MonkeyPatch) -> Iter
         HookRegistry.apply_hooks()
         return SglangServer(**schedule)
 
-    monkeypatch.setattr(hooks, "SidecarClient", connect)
+    monkeypatch.setattr(introduction, "SidecarClient", connect)
     yield make
     for client in clients:
         client.close(timeout=0.2)
@@ -65,7 +67,10 @@ def listening(sidecar: Callable[..., SidecarDouble]) -> SidecarDouble:
 
 
 def connected(server: SglangServer, listening: SidecarDouble) -> SglangServer:
-    """The server, once the sidecar knows it."""
+    """The server, once it has introduced itself."""
+    for thread in threading.enumerate():
+        if thread.name == "affect-introduction":
+            thread.join()
     listening.wait(lambda: listening.frames)
     return server
 

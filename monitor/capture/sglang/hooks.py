@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monitor.capture.breaker import Breaker
-from monitor.capture.client import SidecarClient
 from monitor.capture.introduction import Introduction
 from monitor.capture.sglang import compat
 from monitor.capture.sglang.ledger import Ledger
@@ -62,16 +61,12 @@ class Hooks:
 
     def _begin(self, processor: Any) -> None:
         hello = compat.hello(processor)
-        introduction = Introduction(
-            hello, partial(compat.identify, processor, told=self._settings.weights_fingerprint), self._connect
-        )
+        identify = partial(compat.identify, processor, told=self._settings.weights_fingerprint)
+        introduction = Introduction(hello, identify, self._settings.sidecar, self._settings.tls)
         self._rows = BatchRows(len(hello.layers), hello.hidden_size)
         self._breaker = Breaker(introduction.failed)
         self._emitter = Emitter(self._rows, self._breaker, introduction.client)
         _LOG.warning("capture for SGLang is experimental: it has not run on a GPU yet; layers %s", list(hello.layers))
-
-    def _connect(self, hello: Any) -> SidecarClient:
-        return SidecarClient(self._settings.sidecar, hello, tls=self._settings.tls)
 
     def _tell(self, split: Callable[[Any], Iterator[compat.Part]], batch: Any, result: Any) -> None:
         """Sends what a batch brought; SGLang's own answers to its callers have gone out."""

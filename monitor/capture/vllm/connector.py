@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monitor.capture.breaker import Breaker
+from monitor.capture.introduction import Introduction
 from monitor.capture.vllm import SUPPORTED, compat
 from monitor.capture.vllm.emitter import Emitter, RowSource
-from monitor.capture.vllm.introduction import Introduction
 from monitor.capture.vllm.ledger import Ledger
 from monitor.capture.vllm.placing import TAPS
 from monitor.capture.vllm.plan import StepPlan
@@ -163,7 +164,12 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
                 source = self._tapped = self._tapped_rows()
             else:
                 source = CachedRows(compat.hidden_cache(self._config, kv_caches))
-            self._introduction = Introduction(self._config, compat.hello(self._config, source.hidden_size))
+            self._introduction = Introduction(
+                compat.hello(self._config, source.hidden_size),
+                partial(compat.identify, self._config),
+                compat.setting(self._config, "sidecar", "unix:///run/affect/ingest.sock"),
+                compat.tls(self._config),
+            )
             self._breaker = Breaker(self._introduction.failed)
             self._emitter = Emitter(source, self._breaker, self._introduction.client)
 
