@@ -31,9 +31,10 @@ except ImportError as error:
 from monitor.cli_audit import audit_app
 from monitor.cli_bench import bench_app
 from monitor.cli_canary import canary
+from monitor.cli_chat import chat_app
 from monitor.cli_rules import rules_app
 from monitor.cli_vllm import vllm_app
-from monitor.terminal import ERRORS, Bar, check_file, check_folder, client_tls, need, numbers
+from monitor.terminal import ERRORS, Bar, check_file, check_folder, client_tls, load_model, need, numbers
 
 if TYPE_CHECKING:
     from monitor.probes.bank import Bank, BankCard
@@ -64,6 +65,7 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(audit_app, name="audit")
 app.add_typer(rules_app, name="rules")
 app.add_typer(vllm_app, name="vllm")
+app.add_typer(chat_app, name="chat")
 app.add_typer(bench_app, name="bench")
 app.command()(canary)
 
@@ -272,7 +274,7 @@ def calibrate(
     with Bar("conversations") as told:
         made = make_bank(
             NAME if model == "demo" else Path(model).name,
-            lambda: _load(model),
+            lambda: load_model(model),
             read,
             cache or cache_folder() / "activations",
             estimator=estimator,
@@ -322,7 +324,7 @@ def reference(
         need("transformers", "demo")
         check_approved(approved)
         with Bar("conversations") as told:
-            gathered = approved_turns(loaded, *_load(model), approved, cache, told)
+            gathered = approved_turns(loaded, *load_model(model), approved, cache, told)
     fitted = refit(loaded, gathered)
     fitted.save(out)
     _show_reference(fitted, out, as_json=as_json)
@@ -347,7 +349,7 @@ def score(
 
     loaded = load_bank(bank)
     policies = load_policy(policy or SHIPPED / "service-desk.yaml", loaded)
-    scorer = OfflineScorer(loaded, policies, *_load(model), allow_unvalidated=allow_unvalidated)
+    scorer = OfflineScorer(loaded, policies, *load_model(model), allow_unvalidated=allow_unvalidated)
     with Bar("lines") as told:
         speed = scorer.score_file(source, target, told)
     ERRORS.print(
@@ -422,7 +424,7 @@ def corpus_write(
         raise SetupError("--model", "name a model or an --endpoint, one of the two")
     names = [emotion.name for emotion in read_emotions(emotions or SHIPPED / "emotions171.json")]
     listed = read_topics(topics or SHIPPED / "topics.json")
-    writer: Writer = EndpointWriter(endpoint, endpoint_model) if endpoint else LocalWriter(*_load(model))
+    writer: Writer = EndpointWriter(endpoint, endpoint_model) if endpoint else LocalWriter(*load_model(model))
     with Bar("texts") as told:
         found = write_texts(writer, [*names, NEUTRAL], listed, register or ["story"], per_pair, out, told)
     print(
@@ -533,14 +535,6 @@ def _verdict() -> Iterator[None]:
             raise
         _tell(error)
         raise typer.Exit(1) from None
-
-
-def _load(model: str) -> tuple[Any, Any]:
-    """Model and tokenizer for ``--model``."""
-    from monitor.demo.assistant import load_assistant
-    from monitor.demo.run import fetch
-
-    return load_assistant(fetch(ERRORS) if model == "demo" else Path(model))
 
 
 if __name__ == "__main__":

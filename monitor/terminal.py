@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,6 +16,7 @@ from monitor.errors import SetupError
 
 if TYPE_CHECKING:
     from monitor.capture.credentials import ClientTls
+    from monitor.probes.bank import Bank
 
 ERRORS = Console(stderr=True)
 """Standard error, so that answers can be read by programs."""
@@ -114,3 +115,32 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> C
     if ca is not None or certificate is not None or key is not None:
         raise SetupError("--tls-ca", "goes with --tls-cert and --tls-key; give all three")
     return None
+
+
+def chosen_layers(layers: str, bank: str | None) -> tuple[Sequence[int], Bank | None]:
+    """The layers to capture, from ``--layers`` or ``--bank``, and the bank where one is named.
+
+    Raises:
+        SetupError: Neither is given, or they do not agree.
+    """
+    named = numbers(layers, "--layers")
+    if bank is None:
+        if not named:
+            raise SetupError("--layers", "is needed, or --bank, whose layers are taken; give one of them")
+        return named, None
+    from monitor.probes.bank import load_bank
+
+    loaded = load_bank(bank)
+    if named and tuple(named) != loaded.card.layers:
+        raise SetupError(
+            "--layers", f"{named} are not the bank's, which scores {list(loaded.card.layers)}; leave the flag out"
+        )
+    return loaded.card.layers, loaded
+
+
+def load_model(model: str) -> tuple[Any, Any]:
+    """Model and tokenizer for ``--model``."""
+    from monitor.demo.assistant import load_assistant
+    from monitor.demo.run import fetch
+
+    return load_assistant(fetch(ERRORS) if model == "demo" else Path(model))

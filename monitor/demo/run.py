@@ -29,14 +29,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from monitor.capture.client import SidecarClient
 from monitor.capture.identity import hello_of
-from monitor.capture.transformers import TransformersTap
-from monitor.chat.server import ChatServer
+from monitor.chat.run import captured_chat
 from monitor.demo.assistant import NAME, ensure_assistant, load_assistant
 from monitor.demo.overhead import generation_ratio
 from monitor.demo.script import Exchange, load_script
 from monitor.demo.view import DemoView
 from monitor.errors import SetupError
-from monitor.outputs.http import serve_in_thread
 from monitor.policy.schema import SHIPPED as POLICIES
 from monitor.probes.bank import load_bank
 from monitor.wire.v1 import ingest_pb2
@@ -78,12 +76,11 @@ def play(console: Console, *, once: bool, chat_port: int, http_port: int) -> dic
             stack.callback(client.close)
             if not client.wait_connected(_START_SECONDS):
                 raise SetupError("sidecar", f"did not take the stream: {sidecar.last_words()}")
-        tap = TransformersTap(model, client, bank.card.layers)
-        stack.callback(tap.close)
-        chat = ChatServer(model, tokenizer, NAME, tap)
-        stack.callback(chat.wait_idle)
-        server = serve_in_thread(chat.app, "127.0.0.1", chat_port, flag="--chat-port")
-        stack.callback(server.stop)
+        server = stack.enter_context(
+            captured_chat(
+                model, tokenizer, NAME, bank.card.layers, client, host="127.0.0.1", port=chat_port, flag="--chat-port"
+            )
+        )
         exchanges = load_script()
         summary = _play_script(console, exchanges, server.url, assessments, sidecar)
         with console.status("generating with capture on and off"):
