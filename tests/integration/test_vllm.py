@@ -268,7 +268,7 @@ def test_scores_hold_in_half_precision(tmp_path: Path) -> None:
     double = SidecarDouble(address, max_frame=64 << 20, credit=64 << 20).serve()
     with vllm_server(needs.vllm_environment(), needs.assistant(), address, layers, extra=half) as running:
         eventually(lambda: double.streams)
-        played = _play(running, TALKS // 5, 1)
+        played = _play(running, TALKS // 10, 1)
         eventually(lambda: len(double.events("end")) >= len(played))
     double.kill()
     model, scorer = load_assistant(needs.assistant())[0].to(torch.bfloat16), Scorer(bank)
