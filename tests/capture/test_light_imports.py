@@ -9,7 +9,7 @@ import pytest
 
 REQUIREMENTS = "grpc, numpy, torch, google.protobuf.message"
 LIST = "import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
-MODULES = ["monitor.capture.client", "monitor.capture.transformers", "monitor.capture.sglang.hooks"]
+MODULES = ["monitor.capture.client", "monitor.capture.transformers_batching", "monitor.capture.sglang.hooks"]
 OURS = "import sys, {modules}; print(*(name for name in sys.modules if name.startswith('monitor.')))"
 
 
