@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,4 +76,5 @@ class Breaker:
                 hook,
             )
         if self._report is not None:
-            self._report()
+            with suppress(Exception):
+                self._report()

@@ -72,3 +72,10 @@ def test_leaves_a_request_to_stop_alone() -> None:
     with pytest.raises(KeyboardInterrupt), breaker.guard("save"):
         raise KeyboardInterrupt
     assert breaker.errors == 0
+
+
+def test_a_report_that_fails_is_kept_too() -> None:
+    """What counts errors may fail like anything else."""
+    breaker = Breaker(lambda: [][0])
+    _fail(breaker, "save", 2)
+    assert breaker.errors == 2

@@ -73,12 +73,17 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
 
     def get_finished_count(self) -> int | None:
         """One worker speaks for all; where rows are tapped nobody has to, and the count is left to other connectors."""
-        return None if compat.is_tapped(self._config) else 1
+        with self._breaker.guard("get_finished_count"):
+            if compat.is_tapped(self._config):
+                return None
+        return 1
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
         """The layout that keeps the hidden states of a token together."""
-        return compat.required_layout(vllm_config)
+        with Breaker().guard("get_required_kvcache_layout"):
+            return compat.required_layout(vllm_config)
+        return None
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """Nothing is loaded."""
@@ -123,10 +128,10 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         if self._ledger is None:
             return AffectMetadata(StepPlan())
         plan = self._ledger.take()
-        plan.runs = compat.runs(scheduler_output)
         followed = False
         if not self._breaker.open:
             with self._breaker.guard("build_connector_meta"):
+                plan.runs = compat.runs(scheduler_output)
                 self._ledger.fill(plan, compat.scheduled(scheduler_output, self._group))
                 followed = True
         if not followed:
