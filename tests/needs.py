@@ -55,6 +55,18 @@ def vllm_environment() -> Path:
     return folder
 
 
+def vllm_source(version: str) -> Path:
+    """Folder with the Python files of a version of vLLM; AFFECT_REQUIRE_VLLM=1 makes its absence a failure."""
+    folder = Path(os.environ.get("AFFECT_VLLM_SOURCES", "")) / f"vllm-{version}"
+    if not (folder / "vllm").is_dir():
+        _lacking(
+            "VLLM",
+            f"no files of vLLM {version}: python tests/integration/vllm_sources.py --out DIR, and "
+            "AFFECT_VLLM_SOURCES=DIR",
+        )
+    return folder
+
+
 def sglang_source() -> Path:
     """Folder with the Python files of SGLang; AFFECT_REQUIRE_SGLANG=1 makes its absence a failure."""
     folder = Path(os.environ.get("AFFECT_SGLANG_SOURCE", ""))
