@@ -41,11 +41,13 @@ class TappedRequest:
         request_id: Unique among the requests of this engine.
         labels: What the policy routes by.
         session_id: Conversation the request belongs to.
+        external_id: Id by which the server's caller knows it.
     """
 
     request_id: str
     labels: Mapping[str, str] = field(default_factory=dict)
     session_id: str = ""
+    external_id: str = ""
 
 
 @dataclass
@@ -147,7 +149,11 @@ class TransformersTap:
             if not row.told:
                 request = row.request
                 self._client.start(
-                    request.request_id, row.prompt_length, labels=request.labels, session_id=request.session_id
+                    request.request_id,
+                    row.prompt_length,
+                    labels=request.labels,
+                    session_id=request.session_id,
+                    external_id=request.external_id,
                 )
                 row.told = True
         kept = self._passes.rows()

@@ -91,8 +91,8 @@ class BatchingTap:
     def name(self, request_id: str, request: TappedRequest) -> None:
         """Says what the sidecar is told of a request; call it before the request is added.
 
-        A request without a name gets one that is unique, and no labels. Either way its id in the manager is its
-        external id.
+        A request without a name gets one that is unique, and no labels. Unless the name has another, its id in the
+        manager is its external id.
 
         Args:
             request_id: Its id in the manager; ``generate_batch`` calls its inputs req_0, req_1 and so on.
@@ -206,7 +206,7 @@ class BatchingTap:
                     request.prompt_length,
                     labels=name.labels,
                     session_id=name.session_id,
-                    external_id=request.state.request_id,
+                    external_id=name.external_id or request.state.request_id,
                 )
                 request.told = True
             if span.missing:

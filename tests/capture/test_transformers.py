@@ -270,14 +270,16 @@ class TestGenerate:
         assert torch.equal(client.of("r1"), expected(made, batch, 1, [1]))
 
     def test_requests_are_told_apart(self, llama: Any) -> None:
-        """Labels and sessions travel with the start; the next block begins its requests at position 0 again."""
+        """Labels, session and external id travel with the start; the next block begins its requests at position 0."""
         client = Recorder()
         tap = TransformersTap(llama, client, [0])
         for name in ("first", "second"):
-            with tap.requests([TappedRequest(name, labels={"policy": name}, session_id="s")]):
+            with tap.requests([TappedRequest(name, labels={"policy": name}, session_id="s", external_id="theirs")]):
                 generate(llama, padded(prompts(3), "left"), tokens=2)
         tap.close()
-        assert client.starts["second"] == {"prompt_length": 3, "labels": {"policy": "second"}, "session_id": "s"}
+        assert client.starts["second"] == {
+            "prompt_length": 3, "labels": {"policy": "second"}, "session_id": "s", "external_id": "theirs",
+        }  # fmt: skip
         assert client.ends == dict.fromkeys(("first", "second"), (4, ingest_pb2.END_REASON_STOP))
         assert torch.equal(client.of("first"), client.of("second"))
 

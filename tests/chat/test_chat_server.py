@@ -133,7 +133,7 @@ class TestCapture:
         answer = served.post(metadata={"policy": "p"}, session_id="s", user="u").json()
         usage = answer["usage"]
         assert served.recorder.starts[answer["id"]] == {
-            "prompt_length": usage["prompt_tokens"], "labels": {"policy": "p"}, "session_id": "s",
+            "prompt_length": usage["prompt_tokens"], "labels": {"policy": "p"}, "session_id": "s", "external_id": "",
         }  # fmt: skip
         # The last sampled token never passes through the model.
         assert served.recorder.ends[answer["id"]] == (usage["total_tokens"] - 1, ingest_pb2.END_REASON_STOP)
