@@ -41,7 +41,7 @@ MAIN = "from monitor.cli import main; main()"
 COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
     "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify", "audit export", "bench",
-    "bench engine", "canary", "rules", "rules build", "rules check", "vllm", "vllm serve",
+    "bench engine", "canary", "chat", "chat serve", "rules", "rules build", "rules check", "vllm", "vllm serve",
 )  # fmt: skip
 
 
@@ -146,9 +146,10 @@ class TestErrors:
         [
             ("transformers", ("demo", "--once"), "demo"),
             ("transformers", ("score", "--bank", "b", "--model", "m", "--input", "i", "--output", "o"), "demo"),
+            ("transformers", ("chat", "serve", "--model", "m", "--layers", "1"), "demo"),
             ("sklearn", ("calibrate", "--model", "m", "--out", "o"), "calibrate"),
         ],
-        ids=["demo", "score", "calibrate"],
+        ids=["demo", "score", "chat", "calibrate"],
     )
     def test_a_missing_extra_gives_the_pip_command(
         self, package: str, arguments: tuple[str, ...], extra: str, run: Run, monkeypatch: pytest.MonkeyPatch
