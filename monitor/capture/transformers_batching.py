@@ -111,20 +111,24 @@ class BatchingTap:
 
     def _watched(self, *args: Any, **kwargs: Any) -> Any:
         manager = self._make_manager(*args, **kwargs)
-        if any(manager.continuous_batching_config.cuda_graph_booleans):
+        if any(getattr(manager.continuous_batching_config, "cuda_graph_booleans", ())):
             raise SetupError(
                 "continuous_batching_config.use_cuda_graph",
                 "graphs are replayed without the hooks that capture needs; set it to False, or close the tap",
             )
         if manager is not self._manager:
-            self._unwatch()
-            self._manager = manager
-            router = manager.output_router
-            router.deliver = _first(lambda output: self._delivered([output]), router.deliver)
-            router.deliver_batch = _first(self._delivered, router.deliver_batch)
-            # Told last: until then the manager may make up another pass with the request in it.
-            manager.cancel_request = _first(manager.cancel_request, self._cancel)
+            with self._breaker.guard("a new manager"):
+                self._unwatch()
+                self._watch(manager)
         return manager
+
+    def _watch(self, manager: Any) -> None:
+        router = manager.output_router
+        router.deliver = _first(lambda output: self._delivered([output]), router.deliver)
+        router.deliver_batch = _first(self._delivered, router.deliver_batch)
+        # Told last: until then the manager may make up another pass with the request in it.
+        manager.cancel_request = _first(manager.cancel_request, self._cancel)
+        self._manager = manager
 
     def _unwatch(self) -> None:
         if self._manager is not None:

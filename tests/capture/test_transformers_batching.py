@@ -392,9 +392,14 @@ class TestFailing:
         assert "capture stops" in caplog.text
         assert [total for total, _ in client.ends.values()] == [6 + 19]
 
-    def test_another_transformers(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where transformers keeps its requests elsewhere, generation goes on and the errors are counted."""
-        monkeypatch.setattr("monitor.capture.transformers_batching._requests", lambda inputs: inputs.moved)
+    @pytest.mark.parametrize("moved", ["the requests of a pass", "what a manager is watched by"])
+    def test_another_transformers(self, model: Any, monkeypatch: pytest.MonkeyPatch, moved: str) -> None:
+        """Where transformers keeps its things elsewhere, generation goes on and the errors are counted."""
+        if moved == "the requests of a pass":
+            monkeypatch.setattr("monitor.capture.transformers_batching._requests", lambda inputs: inputs.moved)
+        else:
+            manager = "transformers.generation.continuous_batching.continuous_api.ContinuousBatchingManager"
+            monkeypatch.delattr(f"{manager}.cancel_request")
         client = Recorder()
         with tapped(model, client):
             assert generate(model, prompts(6))["req_0"].error is None
