@@ -28,7 +28,11 @@ def family(process: int) -> Iterator[int]:
     """A process and those it started, and theirs."""
     yield process
     for thread in Path(f"/proc/{process}/task").iterdir():
-        for child in (thread / "children").read_text().split():
+        children = ""
+        # Threads come and go while they are listed.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children = (thread / "children").read_text()
+        for child in children.split():
             yield from family(int(child))
 
 

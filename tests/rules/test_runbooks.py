@@ -158,7 +158,8 @@ class TestCommands:
             assert program in {"curl", *OTHER_PROGRAMS}
             return
         command: Any = get_command(app)
-        while hasattr(command, "commands"):
+        # A group may be a command of its own, too.
+        while arguments and arguments[0] in getattr(command, "commands", {}):
             name, *arguments = arguments
             command = command.commands[name]
         # Raises where a flag, an argument or a value is not one of the command's.
