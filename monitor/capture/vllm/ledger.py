@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from monitor.capture.vllm.plan import Begin, End, Missing, StepPlan
-from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -115,10 +114,7 @@ class Ledger:
         processed = known - 1 if known > request.begin.prompt_length else min(computed, known)
         self._next.ends.append(End(request_id, max(request.sent, processed), reason))
         ready = min(computed, processed)
-        if request.lost:
-            return False
-        if ready <= request.sent:
-            self._lack(request, processed)
+        if request.lost or ready <= request.sent:
             return False
         slots = self._send(self._next, request, ready)
         self._next.slots = np.concatenate([self._next.slots, slots])
@@ -139,13 +135,6 @@ class Ledger:
     def _skip(self, plan: StepPlan, request: _Request, end: int) -> None:
         plan.missing.append(Missing(request.begin.request_id, request.sent, list(request.tokens[request.sent : end])))
         request.sent = end
-
-    def _lack(self, request: _Request, end: int) -> None:
-        """Tells of rows that a preemption lost and that nobody will compute again."""
-        lost = list(request.tokens[request.sent : end])
-        if lost:
-            gap = Missing(request.begin.request_id, request.sent, lost, ingest_pb2.GAP_REASON_DROPPED)
-            self._next.missing.append(gap)
 
     def _send(self, plan: StepPlan, request: _Request, end: int) -> np.ndarray:
         """Adds the span from what was sent to ``end``; returns its slots."""
