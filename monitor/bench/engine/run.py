@@ -79,7 +79,7 @@ def run_transformers(model: str, load: Load, told: Told, *, compiled: bool) -> R
         "threads": threads,
         "transformers": version("transformers"),
     }
-    return {"machine": _machine() | about, "engine": "transformers", "model": model, **measured}
+    return {"machine": _machine() | about, "engine": "transformers", "model": Path(model).name, **measured}
 
 
 def run_servers(servers: Servers, load: Load, told: Told) -> Row:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from monitor.bench.measure import Row
 
-_COLUMNS = {
+_FIGURES = {
     "tokens_per_second": "tokens/s",
     "ttft_ms": "first token",
-    "itl_p50_ms": "between, median",
+    "itl_p50_ms": "between",
     "itl_p99_ms": "between, p99",
     "cpu_ms_per_token": "CPU a token",
     "resident_mb": "memory",
@@ -29,9 +30,9 @@ def show(console: Console, result: Row) -> None:
         console.print(_table(row, result["load"]))
         console.print(f"the sidecar scored {row['coverage']:.1%} of the tokens processed while capture was on")
     console.print(
-        "ratios of neighbouring runs, their median and its 95 % interval; off / off: two runs without capture, the "
-        "noise of the others; dead: with capture, while the sidecar is dead. More tokens/s are better, more of the "
-        "rest is worse",
+        "off: medians; the rest: ratios of neighbouring runs, their median and its 95 % interval. off / off: two runs "
+        "without capture, the noise of the others; dead: with capture, while the sidecar is dead. More tokens/s are "
+        "better, more of anything else is worse. between: from a token to the next; CPU: all of the engine's threads",
         style="dim",
     )
 
@@ -41,19 +42,25 @@ def _compiled(machine: Row) -> str:
 
 
 def _table(row: Row, load: Row) -> Table:
+    """A line for each figure; ratios stand above their intervals."""
     title = f"{row['batch']} at once, {load['prompt_tokens']} + {load['new_tokens']} tokens, {load['rounds']} rounds"
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("", no_wrap=True)
-    seen = [name for name in _COLUMNS if row["ways"]["off"][name] is not None]
-    for name in seen:
-        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
-    table.add_row("off", *(_UNITS.get(name, _MILLISECONDS).format(row["ways"]["off"][name]) for name in seen))
-    for pair, ratios in row["ratios"].items():
-        table.add_row(pair, *(_ratio(ratios[name]) for name in seen))
+    for heading in ("off", *row["ratios"]):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, figure in _FIGURES.items():
+        value = row["ways"]["off"][name]
+        if value is not None:
+            table.add_row(
+                figure,
+                _UNITS.get(name, _MILLISECONDS).format(value),
+                *(_ratio(each[name]) for each in row["ratios"].values()),
+            )
     return table
 
 
-def _ratio(found: Row) -> str:
+def _ratio(found: Row) -> Text:
     if found["median"] is None:
-        return "-"
-    return f"{found['median']:.3f}" + ("" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})")
+        return Text("-")
+    interval = "" if found["low"] is None else f"\n{found['low']:.2f} to {found['high']:.2f}"
+    return Text.assemble(f"{found['median']:.3f}", (interval, "dim"))
