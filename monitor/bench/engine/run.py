@@ -73,13 +73,13 @@ def run_transformers(model: str, load: Load, told: Told, *, compiled: bool) -> R
         sidecar = stack.enter_context(closing(WatchedSidecar(address, bank, folder)))
         on = stack.enter_context(closing(TransformersEngine(plan, Capture(address, bank))))
         measured = _measured(off, on, sidecar, load, told)
-    about = {
-        "device": off.about.device,
-        "compiled": compiled,
-        "threads": threads,
-        "transformers": version("transformers"),
+    about = {"compiled": compiled, "threads": threads, "transformers": version("transformers")}
+    return {
+        "machine": _machine(off.about.gpu) | about,
+        "engine": "transformers",
+        "model": Path(model).name,
+        **measured,
     }
-    return {"machine": _machine() | about, "engine": "transformers", "model": Path(model).name, **measured}
 
 
 def run_servers(servers: Servers, load: Load, told: Told) -> Row:
@@ -95,7 +95,7 @@ def run_servers(servers: Servers, load: Load, told: Told) -> Row:
     ):
         sidecar.connected()
         measured = _measured(off, on, sidecar, load, told)
-    return {"machine": _machine(), "engine": "server", "model": on.model, **measured}
+    return {"machine": _machine(_gpu()), "engine": "server", "model": on.model, **measured}
 
 
 def _measured(off: Engine, on: Engine, sidecar: WatchedSidecar, load: Load, told: Told) -> Row:
@@ -121,15 +121,15 @@ def _warm(engines: Sequence[Engine], batch: int) -> None:
         list(pool.map(runs, engines))
 
 
-def _machine() -> Row:
+def _machine(gpu: str) -> Row:
     """As of the other bench; nothing is pinned here, for engines choose their cores themselves."""
     found = machine(choose_cores(unpinned=True))
     del found["pinning"]
-    return found | {"gpu": _gpu()}
+    return found | {"gpu": gpu}
 
 
 def _gpu() -> str:
-    """Name of the first GPU; empty without one. By its driver's tool: torch would take memory from the engines."""
+    """Name of the first GPU, empty without one; by its driver's tool, for torch would take memory from the servers."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""

@@ -60,10 +60,10 @@ class Capture(NamedTuple):
 
 
 class About(NamedTuple):
-    """What the process says of its model."""
+    """What the process says of its model, and of its GPU: the name, empty without one."""
 
     hidden_size: int
-    device: str
+    gpu: str
 
 
 class TransformersEngine:
@@ -123,8 +123,8 @@ def _work(pipe: Connection, plan: Plan, capture: Capture | None) -> None:
     with told(pipe):
         model = build(plan.model)
         with _tapped(model, capture) as tap:
-            device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
-            pipe.send(About(int(model.config.hidden_size), device))
+            gpu = torch.cuda.get_device_name() if model.device.type == "cuda" else ""
+            pipe.send(About(int(model.config.hidden_size), gpu))
             while True:
                 pipe.send(_generate(model, tap, plan, pipe.recv()))
 
