@@ -44,9 +44,9 @@ def listener(port: int) -> int | None:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
                 sockets.add(f"socket:[{inode}]")
-    for files in Path("/proc").glob("[0-9]*/fd"):
-        # Processes end, and those of other users are closed.
+    for file in Path("/proc").glob("[0-9]*/fd/*"):
+        # Processes and their files come and go, and those of other users are closed.
         with suppress(OSError):
-            if any(str(file.readlink()) in sockets for file in files.iterdir()):
-                return int(files.parent.name)
+            if str(file.readlink()) in sockets:
+                return int(file.parts[2])
     return None
