@@ -44,9 +44,18 @@ def listener(port: int) -> int | None:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
                 sockets.add(f"socket:[{inode}]")
-    for file in Path("/proc").glob("[0-9]*/fd/*"):
-        # Processes and their files come and go, and those of other users are closed.
-        with suppress(OSError):
-            if str(file.readlink()) in sockets:
-                return int(file.parts[2])
-    return None
+    return next((process for process in _processes() if not sockets.isdisjoint(_open_files(process))), None)
+
+
+def _processes() -> Iterator[int]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            yield int(folder.name)
+
+
+def _open_files(process: int) -> Iterator[str]:
+    # Processes and their files come and go, and those of other users are closed.
+    with suppress(OSError):
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                yield str(file.readlink())
