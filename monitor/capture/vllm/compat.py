@@ -224,7 +224,7 @@ def step_room(config: Any) -> tuple[int, int]:
     scheduler, speculation = config.scheduler_config, config.speculative_config
     drafts = 0 if speculation is None else speculation.num_speculative_tokens
     tokens = scheduler.max_num_batched_tokens
-    return tokens, min(2 * (1 + drafts) * scheduler.max_num_seqs, 2 * tokens)
+    return tokens, min(4 * (1 + drafts) * scheduler.max_num_seqs, 4 * tokens)
 
 
 def blocks(config: Any, model: Any) -> list[Any]:

@@ -43,7 +43,7 @@ class TappedRows:
         self._places = torch.zeros(slots + 1, dtype=torch.int64, device=rows.device)
         """Place of the newest row of each slot; the last is for tokens that are padding."""
         self._next = 0
-        self._followed = False
+        self._begun = self._followed = False
         self._sound = True
         self._over: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -67,6 +67,7 @@ class TappedRows:
         self._over = self._find(plan.slots[: plan.over]) if plan.over else None
         if slots is not None:
             self.follow(slots)
+        self._begun = True
 
     def follow(self, slots: torch.Tensor) -> None:
         """Learns the slot of each token of the step; -1 for padding."""
@@ -78,8 +79,12 @@ class TappedRows:
 
     def take(self, plan: StepPlan) -> Taken | None:
         """Takes the rows of a plan after its step has run, and keeps those that may become final later."""
-        if plan.runs and not self._followed:
+        if not self._begun:
+            self._owners[:] = _NOBODY
+            self._over = self._find(plan.slots[: plan.over]) if plan.over else None
+        elif plan.runs and not self._followed:
             self._owners[self._tokens :] = _NOBODY
+        self._begun = False
         wanted = plan.slots[plan.over :]
         pending = plan.pending[: len(self._rows) - self._tokens]
         rows, there = self._find(np.concatenate([wanted, pending]))
