@@ -74,6 +74,23 @@ class TestScheduling:
 
 
 @each_version
+class TestTaps:
+    """The same traffic where taps in the model keep the rows of a step, and the engine speculates by itself.
+
+    Every row that was computed is told, the right one, once; what came from the prefix cache is told as missing, with
+    its tokens. Slots come with the forward context or, where a whole graph is replayed, with the metadata of attention.
+    """
+
+    def test_step_by_step(self, version: str) -> None:
+        """With both model runners."""
+        passes(version, "taps")
+
+    def test_ahead(self, version: str) -> None:
+        """Where steps are scheduled ahead, and rows become final in a later step or after their request has ended."""
+        passes(version, "taps_ahead")
+
+
+@each_version
 class TestErrors:
     """Exceptions in place of everything that the connector's hooks call, while the engine serves.
 

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
@@ -36,8 +38,11 @@ from vllm.v1.worker.gpu.kv_connector import ActiveKVConnector
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
 from vllm.v1.worker.worker_base import CompilationTimes
 
+from monitor.capture.vllm.compat import step_room
+from monitor.capture.vllm.placing import TAPS
+
 LAYERS, HIDDEN, VOCABULARY = (0, 1, 2), 4, 6
-_CACHE_LAYER = "cache_only_layers.2"
+_CACHE_LAYER, _ATTENTION_LAYER, _LOCAL_LAYER = "cache_only_layers.2", "layers.0", "layers.1"
 _LAYOUTS = ["LBNHC", "LBHNC", "BLNHC", "BLHNC"]
 _MODULUS = 1 << 20
 """Digests below it are exact in float32."""
@@ -54,6 +59,7 @@ class Setup:
         priority: Whether some requests go before others.
         workers: Tensor-parallel workers.
         rank: Data-parallel rank.
+        tapped: Whether rows are taken from taps, and the engine speculates.
     """
 
     asynchronous: bool = False
@@ -62,18 +68,16 @@ class Setup:
     priority: bool = False
     workers: int = 1
     rank: int = 0
+    tapped: bool = False
 
     def config(self, folder: Path) -> VllmConfig:
         """VLLM's configuration for it."""
         registry._run_in_subprocess = lambda look: look()  # one more process that imports vLLM takes half a minute
         VllmConfig.use_v2_model_runner = property(lambda _: False)
         (folder / "config.json").write_text(json.dumps(_MODEL))
-        speculation = {
-            "method": "extract_hidden_states",
-            "num_speculative_tokens": 1,
-            "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": list(LAYERS)}},
-        }
         transfer = {"kv_connector": "AffectConnector", "kv_role": "kv_producer", "engine_id": "engine"}
+        if self.tapped:
+            transfer["kv_connector_extra_config"] = {"affect_capture": "tap", "layers": list(LAYERS)}
         config = EngineArgs(
             model=str(folder),
             served_model_name="tiny",
@@ -89,9 +93,9 @@ class Setup:
             enable_prefix_caching=True,
             scheduling_policy="priority" if self.priority else "fcfs",
             tensor_parallel_size=self.workers,
-            speculative_config=speculation,
+            speculative_config=_NGRAMS if self.tapped else _EXTRACTION,
             kv_transfer_config=transfer,
-            additional_config={"hybrid": self.hybrid},
+            additional_config={"hybrid": self.hybrid, "tapped": self.tapped},
         ).create_engine_config()
         # CPUs have neither of these; what they change of scheduling needs no device.
         config.scheduler_config.async_scheduling = self.asynchronous
@@ -100,6 +104,12 @@ class Setup:
         return config
 
 
+_EXTRACTION = {
+    "method": "extract_hidden_states",
+    "num_speculative_tokens": 1,
+    "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": list(LAYERS)}},
+}
+_NGRAMS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 _MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -115,13 +125,18 @@ _MODEL = {
 }
 
 
-def rows_of(tokens: list[int]) -> torch.Tensor:
-    """What the model computes for tokens, [tokens, layers, hidden]: a digest of all so far, position, token, layer."""
+def rows_of(tokens: list[int], start: int = 0) -> torch.Tensor:
+    """What the model computes for tokens from ``start`` on: [tokens, layers, hidden].
+
+    A row has a digest of all tokens up to its own, its position, its token, and its layer.
+    """
     digest, rows = 0, []
     for position, token in enumerate(tokens):
         digest = (31 * digest + token + 7) % _MODULUS
-        rows.append([[digest, position, token, layer] for layer in LAYERS])
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, len(LAYERS), HIDDEN)
+        rows.append((digest, position, token))
+    of_tokens = torch.tensor(rows[start:], dtype=torch.float32).reshape(-1, 1, HIDDEN - 1).expand(-1, len(LAYERS), -1)
+    layers = torch.tensor(LAYERS, dtype=torch.float32).reshape(1, -1, 1).expand(len(of_tokens), -1, -1)
+    return torch.cat([of_tokens, layers], dim=2)
 
 
 # -- the worker -------------------------------------------------------------------------------------------------------
@@ -136,8 +151,20 @@ class _Sequence:
     """Of each cache group."""
     done: int
     """Tokens whose rows are in the cache."""
-    draft: int | None = None
-    """Guess of the last step."""
+    drafts: tuple[int, ...] = ()
+    """Guesses of the last step."""
+
+
+class _Part(NamedTuple):
+    """A request's part of a step."""
+
+    request_id: str
+    start: int
+    """First position that is computed."""
+    tokens: list[int]
+    """All up to the last that is."""
+    guesses: list[int]
+    """Those of them that are drafts; -1 for one that is none."""
 
 
 class Worker:
@@ -152,10 +179,11 @@ class Worker:
         self._rank = rank
         self._random = Random(seed)  # noqa: S311 - tensor-parallel workers sample alike
         self._sequences: dict[str, _Sequence] = {}
-        self._group = 0
+        self._group = self._block_size = 0
         self._running: Any = None
-        self._drafts: dict[str, int] = {}
+        self._drafts: dict[str, list[int]] = {}
         self._second: ActiveKVConnector | None = None
+        self._tapped = config.additional_config["tapped"]
         with set_current_vllm_config(config):
             self._layer = CacheOnlyAttentionLayer(len(LAYERS), HIDDEN, config.cache_config, prefix=_CACHE_LAYER)
 
@@ -172,9 +200,11 @@ class Worker:
         """A layer of each kind that the cache keeps."""
         block = self.config.cache_config.block_size
         attention = {"block_size": block, "num_kv_heads": 2, "head_size": 2, "dtype": torch.float32}
-        specs = {"layers.0": FullAttentionSpec(**attention), _CACHE_LAYER: self._layer.get_kv_cache_spec(self.config)}
-        if self.config.additional_config.get("hybrid"):
-            specs["layers.1"] = SlidingWindowSpec(**attention, sliding_window=16)
+        specs: dict[str, Any] = {_ATTENTION_LAYER: FullAttentionSpec(**attention)}
+        if self.config.additional_config["hybrid"]:
+            specs[_LOCAL_LAYER] = SlidingWindowSpec(**attention, sliding_window=16)
+        if not self._tapped:
+            specs[_CACHE_LAYER] = self._layer.get_kv_cache_spec(self.config)
         return specs
 
     def get_supported_kv_cache_layouts(self) -> list[str]:
@@ -193,9 +223,12 @@ class Worker:
         """Makes the cache of hidden states and the connector."""
         config = configs[self._rank]
         groups = config.kv_cache_groups
-        (self._group,) = [index for index, group in enumerate(groups) if _CACHE_LAYER in group.layer_names]
-        size = groups[self._group].kv_cache_spec.block_size
-        self.cache = torch.full((config.num_blocks, len(LAYERS), size, HIDDEN), -1.0)
+        layer = _ATTENTION_LAYER if self._tapped else _CACHE_LAYER
+        (self._group,) = [index for index, group in enumerate(groups) if layer in group.layer_names]
+        self._block_size = groups[self._group].kv_cache_spec.block_size
+        self.cache = torch.full((config.num_blocks, len(LAYERS), self._block_size, HIDDEN), -1.0)
+        if self._tapped:
+            TAPS.rows = torch.zeros((sum(step_room(self.config)), len(LAYERS), HIDDEN))
         self.connector = KVConnectorFactory.create_connector(self.config, KVConnectorRole.WORKER, config)
         caches = {_CACHE_LAYER: self.cache}
         with self.in_its_process():
@@ -211,24 +244,29 @@ class Worker:
             if self._second is not None:
                 return self._second.no_forward(output)
             return KVConnectorModelRunnerMixin.kv_connector_no_forward(output, self.config)
+        batch = [self._part(request_id, output) for request_id in output.num_scheduled_tokens]
+        self._random.shuffle(batch)
+        slots = torch.tensor([slot for part in batch for slot in self._slots(part)])
         told = None
-        if self._second is not None:
-            self._second.pre_forward(output)
-            self._second.finish_forward()
-        else:
+        if self._second is None:
             mixin = KVConnectorModelRunnerMixin
-            with (
-                set_forward_context(None, self.config),
-                mixin.maybe_get_kv_connector_output(output, defer_finalize=True) as told,
-            ):
-                pass
-        self._running = output, told
+            with self._context(slots), mixin.maybe_get_kv_connector_output(output, defer_finalize=True) as told:
+                self._run_taps(batch)
+        elif self._random.random() < 0.5:
+            self._replay(self._second, output, batch, slots)
+        else:
+            with self._context(slots):
+                self._second.pre_forward(output)
+                self._run_taps(batch)
+                self._second.finish_forward()
+        self._running = output, batch, slots, told
         return None
 
     def sample_tokens(self, _grammar: Any) -> ModelRunnerOutput:
-        """Writes the rows of the step, samples, and lets the connector go on."""
-        output, told = self._running
-        sampled = {request_id: self._run(request_id, output) for request_id in output.num_scheduled_tokens}
+        """Samples, has the drafter write the rows of the step, and lets the connector go on."""
+        output, batch, slots, told = self._running
+        self.cache[slots // self._block_size, :, slots % self._block_size] = self._rows(batch)
+        sampled = {part.request_id: self._sample(part) for part in batch}
         if self._second is None:
             KVConnectorModelRunnerMixin.finalize_kv_connector()
         elif hasattr(self._second, "finalize_step"):
@@ -241,7 +279,7 @@ class Worker:
 
     def take_draft_token_ids(self) -> DraftTokenIds:
         """The guesses of the last step."""
-        return DraftTokenIds(list(self._drafts), [[draft] for draft in self._drafts.values()])
+        return DraftTokenIds(list(self._drafts), list(self._drafts.values()))
 
     def _update(self, output: Any) -> None:
         """Follows which requests there are and where their blocks lie."""
@@ -270,36 +308,67 @@ class Worker:
         if output.new_block_ids_to_zero:
             self.cache[output.new_block_ids_to_zero] = 0
 
-    def _run(self, request_id: str, output: Any) -> list[int]:
-        """Computes the tokens of a request in a step; returns what was sampled."""
+    def _context(self, slots: torch.Tensor) -> Any:
+        return set_forward_context(None, self.config, slot_mapping={_ATTENTION_LAYER: slots})
+
+    def _replay(self, second: ActiveKVConnector, output: Any, batch: list[_Part], slots: torch.Tensor) -> None:
+        """Runs as a whole graph is replayed: without a forward context, slots among the metadata of attention."""
+        attention = {_ATTENTION_LAYER: SimpleNamespace(slot_mapping=slots)}
+        if "input_batch" in signature(second.pre_forward).parameters:
+            names = [part.request_id for part in batch]
+            told = SimpleNamespace(idx_mapping=None, req_ids=names, num_tokens=len(slots))
+            second.pre_forward(output, told, attention)
+        else:
+            second.pre_forward(output, attn_metadata=attention)
+        self._run_taps(batch)
+        second.finish_forward()
+
+    def _part(self, request_id: str, output: Any) -> _Part:
+        """What a step computes of a request."""
         sequence, count = self._sequences[request_id], output.num_scheduled_tokens[request_id]
         guesses = list(output.scheduled_spec_decode_tokens.get(request_id, ()))
-        if guesses == [-1] and sequence.draft is not None:
-            guesses = [sequence.draft]
-        start, known = sequence.done, len(sequence.tokens)
-        end = start + count
-        assert max(0, end - known) == len(guesses)
-        self._write(sequence, start, (sequence.tokens + [max(guess, 0) for guess in guesses])[:end])
-        self._drafts.pop(request_id, None)
-        if end < known:
-            self.seen["chunked"] += 1
-            sequence.done = end
-            return []
-        sampled = [self._random.randrange(VOCABULARY)]
-        sequence.done = known
-        self.seen["rejected"] += bool(guesses) and guesses != sampled
-        self.seen["accepted"] += guesses == sampled
-        if guesses == sampled:
-            sampled.append(self._random.randrange(VOCABULARY))
-            sequence.done += 1
-        sequence.tokens += sampled
-        sequence.draft = self._drafts[request_id] = sampled[0]
-        return sampled
+        # A scheduler that runs ahead does not know the drafts.
+        guesses = [mine if told == -1 else told for mine, told in zip_longest(sequence.drafts, guesses, fillvalue=-1)]
+        end = sequence.done + count
+        guesses = guesses[: max(0, end - len(sequence.tokens))]
+        assert len(sequence.tokens) + len(guesses) >= end
+        tokens = (sequence.tokens + [max(guess, 0) for guess in guesses])[:end]
+        return _Part(request_id, sequence.done, tokens, guesses)
 
-    def _write(self, sequence: _Sequence, start: int, tokens: list[int]) -> None:
-        size, blocks = self.cache.shape[2], sequence.blocks[self._group]
-        for position, row in enumerate(rows_of(tokens)[start:], start):
-            self.cache[blocks[position // size], :, position % size] = row
+    def _slots(self, part: _Part) -> list[int]:
+        blocks, size = self._sequences[part.request_id].blocks[self._group], self._block_size
+        return [blocks[at // size] * size + at % size for at in range(part.start, len(part.tokens))]
+
+    def _rows(self, batch: list[_Part]) -> torch.Tensor:
+        return torch.cat([rows_of(part.tokens, part.start) for part in batch])
+
+    def _run_taps(self, batch: list[_Part]) -> None:
+        if self._tapped:
+            rows = self._rows(batch)
+            TAPS.rows[: len(rows)] = rows
+
+    def _sample(self, part: _Part) -> list[int]:
+        """Samples for a request; goes on to the first draft that is not what was sampled."""
+        sequence = self._sequences[part.request_id]
+        self._drafts.pop(part.request_id, None)
+        if len(part.tokens) < len(sequence.tokens):
+            self.seen["chunked"] += 1
+            sequence.done = len(part.tokens)
+            return []
+        sampled = []
+        for guess in [*part.guesses, None]:
+            sampled.append(self._random.randrange(VOCABULARY))
+            if sampled[-1] != guess:
+                break
+        accepted = len(sampled) - 1
+        self.seen["accepted"] += accepted
+        self.seen["rejected"] += len(part.guesses) - accepted
+        sequence.done = len(sequence.tokens) + accepted
+        sequence.tokens += sampled
+        drafts = [self._random.randrange(VOCABULARY) for _ in range(self._random.randrange(3))]
+        sequence.drafts = tuple(drafts if self._tapped else sampled[:1])
+        self._drafts[part.request_id] = list(sequence.drafts)
+        return sampled
 
 
 # -- the engine -------------------------------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ from monitor.capture.vllm import SUPPORTED
 CHECKS = (
     "known", "hooks", "completeness", "imports", "requests", "followed", "ends",
     "scheduling", "scheduling_of_the_second_runner", "scheduling_ahead", "scheduling_ahead_of_the_second_runner",
-    "tensor_parallel", "data_parallel",
+    "taps", "taps_ahead", "tensor_parallel", "data_parallel",
     "errors_once", "errors_five_times", "errors_for_ever", "errors_at_the_start", "nonsense", "shutdown",
     "unknown_version",
 )  # fmt: skip
 _CHILD = Path(__file__).with_name("vllm_checks.py")
 _VARIABLES = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+_VARIABLES["OMP_NUM_THREADS"] = "1"  # its tensors are tiny
 
 each_version = pytest.mark.parametrize("version", [f"{known}.0" for known in SUPPORTED])
 
