@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from monitor.capture.client import SidecarClient
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,42 @@ class TappedRequest:
     external_id: str = ""
 
 
-@dataclass
-class _Row:
-    """Where one request of the batch stands."""
+class _News(NamedTuple):
+    """What is new in a pass: whose, from which position on, and which of its tokens these are."""
 
-    request: TappedRequest
-    position: int = 0
-    prompt_length: int = 0
-    told: bool = False
-    finished: bool = False
+    rows: Ints
+    starts: Ints
+    counts: Ints
+    fresh: Bools
+    """[batch, tokens]"""
 
 
-_Span = tuple[_Row, int, int]
-"""A request, the position of its first token in a pass, and how many it has there."""
+class _Batch:
+    """Where the requests of a batch stand, a column each: a pass of hundreds must cost no loop."""
+
+    def __init__(self, requests: Sequence[TappedRequest]) -> None:
+        self.requests = list(requests)
+        self.names = [request.request_id for request in requests]
+        self.rows = np.arange(len(requests))
+        self.positions = np.zeros(len(requests), np.int64)
+        self.prompt_lengths = np.zeros(len(requests), np.int64)
+        self.told = np.zeros(len(requests), np.bool_)
+        self._finished = np.zeros(len(requests), np.bool_)
+
+    def advance(self, ids: Ints, positions: Ints, end_tokens: Ints) -> _News:
+        """Moves the requests on by the new tokens of a pass: no padding, nothing twice, nothing behind its end."""
+        fresh = (positions >= self.positions[:, None]) & ~self._finished[:, None]
+        counts = fresh.sum(1)
+        newest = np.where(fresh, positions, -1)
+        last = newest.argmax(1)
+        reached = newest[self.rows, last] + 1
+        moved = counts > 0
+        begins = moved & (self.prompt_lengths == 0)
+        # generate() feeds padding to a finished row until the whole batch is done; a prompt may hold end tokens.
+        self._finished |= moved & ~begins & (ids[self.rows, last][:, None] == end_tokens).any(1)
+        np.copyto(self.prompt_lengths, reached, where=begins)
+        np.copyto(self.positions, reached, where=moved)
+        return _News(self.rows[moved], (reached - counts)[moved], counts[moved], fresh)
 
 
 class TransformersTap:
@@ -84,86 +108,62 @@ class TransformersTap:
     ) -> None:
         self._client = client
         self._breaker = Breaker(client.failed)
-        self._end_tokens = frozenset(end_tokens_of(model) if end_tokens is None else end_tokens)
-        self._rows: list[_Row] = []
+        self._end_tokens = np.array(end_tokens_of(model) if end_tokens is None else end_tokens, np.int64)
+        self._batch: _Batch | None = None
         self._passes = Passes(model, layers, self._take)
 
     @contextmanager
     def requests(self, requests: Sequence[TappedRequest]) -> Iterator[None]:
         """Names the rows of the batches that run inside the block, and announces their start and end."""
-        self._rows = [_Row(request) for request in requests]
+        self._batch = batch = _Batch(requests)
         reason = ingest_pb2.END_REASON_ABORTED
         try:
             yield
             reason = ingest_pb2.END_REASON_STOP
         finally:
-            rows, self._rows = self._rows, []
-            for row in rows:
-                if row.told:
-                    with self._breaker.guard("the end of a request"):
-                        self._client.end(row.request.request_id, row.position, reason)
+            self._batch = None
+            for row in np.flatnonzero(batch.told):
+                with self._breaker.guard("the end of a request"):
+                    self._client.end(batch.names[row], int(batch.positions[row]), reason)
 
     def close(self) -> None:
         """Takes the hooks out of the model."""
         self._passes.close()
 
     def _take(self, given: dict[str, Any]) -> None:
-        ids = given.get("input_ids")
-        if not self._rows or not isinstance(ids, torch.Tensor):
+        batch, ids = self._batch, given.get("input_ids")
+        if batch is None or not isinstance(ids, torch.Tensor):
             return
         with self._breaker.guard("a forward pass"):
             tokens = ids.cpu().numpy()
-            fresh, spans = self._advance(tokens, given.get("attention_mask"), given.get("position_ids"))
+            if len(tokens) != len(batch.requests):
+                raise ValueError(f"a batch of {len(tokens)} rows where {len(batch.requests)} requests were named")
+            width = tokens.shape[1]
+            positions = _positions(width, given.get("attention_mask"), given.get("position_ids"), batch.positions)
+            news = batch.advance(tokens, positions, self._end_tokens)
             # A pass that is not sent was counted all the same: coverage has to show it.
-            if spans and not self._breaker.open:
+            if len(news.rows) and not self._breaker.open:
                 with self._breaker.guard("sending a forward pass"):
-                    self._send(tokens, fresh, spans)
+                    self._send(batch, tokens, news)
 
-    def _advance(
-        self, ids: Ints, attention_mask: object, position_ids: object
-    ) -> tuple[NDArray[np.bool_], list[_Span]]:
-        """Moves every request on by its fresh tokens: no padding, nothing twice; returns which these are, and spans."""
-        reached = np.array([row.position for row in self._rows])
-        if len(ids) != len(reached):
-            raise ValueError(f"a batch of {len(ids)} rows where {len(reached)} requests were named")
-        positions = _positions(ids.shape[1], attention_mask, position_ids, reached)
-        fresh = positions >= reached[:, None]
-        fresh[[row.finished for row in self._rows]] = False
-        spans: list[_Span] = []
-        for row, row_ids, row_positions, row_fresh in zip(self._rows, ids, positions, fresh, strict=True):
-            columns = np.flatnonzero(row_fresh)
-            if not len(columns):
-                continue
-            first, last = columns[0], columns[-1]
-            row.position = int(row_positions[last]) + 1
-            if not row.prompt_length:
-                row.prompt_length = row.position
-            elif int(row_ids[last]) in self._end_tokens:
-                # generate() feeds padding to a finished row until the whole batch is done.
-                row.finished = True
-            spans.append((row, int(row_positions[first]), len(columns)))
-        return fresh, spans
-
-    def _send(self, ids: Ints, fresh: NDArray[np.bool_], spans: list[_Span]) -> None:
-        for row, _, _ in spans:
-            if not row.told:
-                request = row.request
-                self._client.start(
-                    request.request_id,
-                    row.prompt_length,
-                    labels=request.labels,
-                    session_id=request.session_id,
-                    external_id=request.external_id,
-                )
-                row.told = True
+    def _send(self, batch: _Batch, ids: Ints, news: _News) -> None:
+        for row in news.rows[~batch.told[news.rows]]:
+            request = batch.requests[row]
+            self._client.start(
+                request.request_id,
+                int(batch.prompt_lengths[row]),
+                labels=request.labels,
+                session_id=request.session_id,
+                external_id=request.external_id,
+            )
+            batch.told[row] = True
         kept = self._passes.rows()
-        if fresh.all():
-            rows, tokens = kept.flatten(0, 1), ids.reshape(-1)
+        if news.fresh.all():
+            names, tokens, rows = batch.names, ids.reshape(-1), kept.flatten(0, 1)
         else:
-            rows, tokens = kept[torch.from_numpy(fresh).to(kept.device)], ids[fresh]
-        sent, starts, counts = zip(*spans, strict=True)
-        names = [row.request.request_id for row in sent]
-        self._client.rows(names, starts, counts, tokens.tolist(), rows.cpu())
+            names = [batch.names[row] for row in news.rows]
+            tokens, rows = ids[news.fresh], kept[torch.from_numpy(news.fresh).to(kept.device)]
+        self._client.rows(names, news.starts.tolist(), news.counts.tolist(), tokens.tolist(), rows.cpu())
 
 
 def _positions(width: int, attention_mask: object, position_ids: object, reached: Ints) -> Ints:
@@ -171,8 +171,10 @@ def _positions(width: int, attention_mask: object, position_ids: object, reached
     if attention_mask is None:
         return reached[:, None] + np.arange(width)
     if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:  # noqa: PLR2004 - [batch, tokens so far]
-        real = attention_mask.cpu().numpy() != 0
-        return np.where(real, real.cumsum(1) - 1, -1)[:, -width:]
+        last = attention_mask[:, -width:].long()
+        behind = last if width == 1 else last.flip(1).cumsum(1).flip(1)
+        # Worked out where the mask lies, which is as long as all that was said.
+        return torch.where(last != 0, attention_mask.sum(1, keepdim=True) - behind, -1).cpu().numpy()
     if len(reached) == 1:
         return reached[:, None] + np.arange(width)
     return _left_padded(position_ids, width)
