@@ -7,15 +7,15 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels that select the pods of this release; with "component": NAME added by the caller. */}}
-{{- define "affect-monitor.selector" -}}
-app.kubernetes.io/name: affect-monitor
+{{- define "affect-monitor.demo.selector" -}}
+app.kubernetes.io/name: affect-monitor-demo
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{/* Labels of every object. */}}
 {{- define "affect-monitor.labels" -}}
-{{ include "affect-monitor.selector" . }}
+app.kubernetes.io/name: affect-monitor
+app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}

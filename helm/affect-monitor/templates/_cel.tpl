@@ -1,0 +1,42 @@
+{{/*
+YAML as CEL, so that what the admission policy adds is what the other templates say. Every value is dyn: Kubernetes asks for lists and
+maps of one type.
+*/}}
+{{- define "affect-monitor.cel" -}}
+{{- if kindIs "map" . -}}
+{
+{{- range $at, $key := keys . | sortAlpha -}}
+{{ if $at }}, {{ end }}{{ toJson $key }}: dyn({{ include "affect-monitor.cel" (get $ $key) }})
+{{- end -}}
+}
+{{- else if kindIs "slice" . -}}
+[
+{{- range $at, $item := . -}}
+{{ if $at }}, {{ end }}dyn({{ include "affect-monitor.cel" $item }})
+{{- end -}}
+]
+{{- else -}}
+{{ toJson . }}
+{{- end -}}
+{{- end -}}
+
+{{/* Patches that append "items" to the list "field" of the pod, at "path" (CEL, both); it may not be there yet. */}}
+{{- define "affect-monitor.cel.append" -}}
+{{- $path := .path -}}
+(has({{ .field }}) ? [] : [JSONPatch{op: "add", path: {{ $path }}, value: []}]) + [
+{{- range $at, $item := .items }}
+  {{ if $at }}, {{ end }}JSONPatch{op: "add", path: {{ $path }} + "/-", value: {{ include "affect-monitor.cel" $item }}}
+{{- end }}
+]
+{{- end -}}
+
+{{/* Patches that add "entries" to the map "field", at "path"; what the pod says already stays. */}}
+{{- define "affect-monitor.cel.fill" -}}
+{{- $field := .field }}{{ $path := .path -}}
+(has({{ $field }}) ? [] : [JSONPatch{op: "add", path: {{ $path }}, value: {}}])
+{{- range $key, $value := .entries }} +
+(has({{ $field }}) && {{ toJson $key }} in {{ $field }} ? [] : [
+  JSONPatch{op: "add", path: {{ $path }} + {{ printf "/%s" ($key | replace "~" "~0" | replace "/" "~1") | toJson }}, value: {{ include "affect-monitor.cel" $value }}}
+])
+{{- end }}
+{{- end -}}
