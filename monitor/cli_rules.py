@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,7 @@ class Format(str, Enum):
     RULES = "rules"
     PROMETHEUSRULE = "prometheusrule"
     ALERTMANAGER = "alertmanager"
+    ALERTMANAGERCONFIG = "alertmanagerconfig"
 
 
 @rules_app.command("build")
@@ -33,10 +35,10 @@ def rules_build(
         typer.Option(
             "--format",
             help="rules: a file of Prometheus; prometheusrule: the same for its operator; "
-            "alertmanager: routes, inhibitions and muting windows.",
+            "alertmanager: routes, inhibitions and muting windows; alertmanagerconfig: the same for the operator.",
         ),
     ] = Format.RULES,
-    name: Annotated[str, typer.Option(help="Name of a PrometheusRule.")] = "affect-monitor",
+    name: Annotated[str, typer.Option(help="Name of a resource.")] = "affect-monitor",
     namespace: Annotated[str, typer.Option(help="Its namespace.")] = "",
     label: Annotated[list[str] | None, typer.Option(help="A label of it, as in release=prometheus.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
@@ -45,13 +47,17 @@ def rules_build(
     from monitor.policy.schema import read_policy
     from monitor.rules.alertmanager import fragment
     from monitor.rules.build import build
-    from monitor.rules.manifest import prometheus_rule, write
+    from monitor.rules.manifest import origin, prometheus_rule, write
+    from monitor.rules.alertmanager_config import alertmanager_config
 
-    policies, labels = read_policy(policy), _labels(label or [])
-    document = fragment(policies) if form is Format.ALERTMANAGER else build(policies, selector)
-    if form is Format.PROMETHEUSRULE:
-        document = prometheus_rule(document, name, namespace, labels)
-    written = write(document, shlex.join(["affect-monitor", *sys.argv[1:]]))
+    policies, named = read_policy(policy), (name, namespace, _labels(label or []))
+    make: dict[Format, Callable[[], dict[str, Any]]] = {
+        Format.RULES: lambda: build(policies, selector),
+        Format.PROMETHEUSRULE: lambda: prometheus_rule(build(policies, selector), *named),
+        Format.ALERTMANAGER: lambda: fragment(policies),
+        Format.ALERTMANAGERCONFIG: lambda: alertmanager_config(policies, *named),
+    }
+    written = write(make[form](), shlex.join(["affect-monitor", *sys.argv[1:]])) + origin(policy.read_text("utf-8"))
     if out is None:
         print(written, end="")
         return

@@ -11,6 +11,9 @@ import pytest
 import yaml
 from commands import Run, runner
 
+from monitor.policy.schema import SHIPPED
+from monitor.rules.manifest import origin
+
 POLICY = Path(__file__).parent / "rules" / "policy.yaml"
 
 
@@ -30,6 +33,7 @@ class TestBuild:
         assert printed == again
         assert yaml.safe_load(printed.out) == yaml.safe_load((tmp_path / "rules.yaml").read_text())
         assert printed.out.startswith(f"# Made by: affect-monitor rules build --policy {POLICY}\n")
+        assert printed.out.endswith(origin(POLICY.read_text()))
 
     def test_takes_a_selector(self, run: Run) -> None:
         """Sidecars are selected as told."""
@@ -47,6 +51,15 @@ class TestBuild:
         """Alertmanager's part has routes and inhibitions."""
         done = run("build", "--policy", POLICY, "--format", "alertmanager")
         assert {"route", "inhibit_rules", "time_intervals", "receivers"} == yaml.safe_load(done.out).keys()
+
+    def test_writes_routes_for_the_operator(self, run: Run) -> None:
+        """An AlertmanagerConfig has the name, namespace and labels that are given."""
+        flags = ("--name", "mine", "--namespace", "ours", "--label", "alertmanager=main")
+        desk = SHIPPED / "service-desk.yaml"
+        done = run("build", "--policy", desk, "--format", "alertmanagerconfig", *flags)
+        made = yaml.safe_load(done.out)
+        assert made["kind"] == "AlertmanagerConfig"
+        assert made["metadata"] == {"name": "mine", "namespace": "ours", "labels": {"alertmanager": "main"}}
 
     @pytest.mark.parametrize(
         ("flags", "told"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import yaml
@@ -58,3 +59,12 @@ def write(document: Mapping[str, Any], command: str) -> str:
     """
     head = f"# Made by: {command}\n# Change the policy file and make it anew; changes here are lost.\n"
     return head + yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, width=_WIDTH, allow_unicode=True)
+
+
+def origin(policy: str) -> str:
+    """A last line that says which policy file a document is of, so that both can be held against each other.
+
+    Args:
+        policy: Text of the policy file.
+    """
+    return f"# Policy: sha256 {sha256(policy.strip().encode()).hexdigest()}\n"

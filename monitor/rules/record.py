@@ -1,6 +1,8 @@
 """Recording rules: sums over all pods of a fleet, which dashboards and alerts read.
 
 Names are level:metric:operation, the level being the labels that are left. Only these rules name what to select.
+Rates, increases, sums and counts add up over several Prometheis as they do over pods; shares, quantiles and z-scores do
+not, and are to be computed anew from those.
 """
 
 from __future__ import annotations
@@ -93,13 +95,13 @@ def of_versions(seconds: int, only: str) -> Rules:
 
 def of_fleet(only: str) -> Rules:
     """What needs no policy: levels of affect, evidence of drift, lag and number of sidecars."""
-    rules = {
-        f"policy:affect_turn_{what}:q{_percent(quantile)}_{LOOK}": (
-            f"histogram_quantile({quantile}, sum by (policy, le) (rate(affect_turn_{what}_bucket{{{only}}}[{LOOK}])))"
-        )
-        for what in ("over_index", "user_affect", "assistant_affect")
-        for quantile in _QUANTILES
-    }
+    rules: Rules = {}
+    for what in ("over_index", "user_affect", "assistant_affect"):
+        buckets = f"policy_le:affect_turn_{what}_bucket:rate{LOOK}"
+        rules[buckets] = f"sum by (policy, le) (rate(affect_turn_{what}_bucket{{{only}}}[{LOOK}]))"
+        for quantile in _QUANTILES:
+            quantiles = f"policy:affect_turn_{what}:q{_percent(quantile)}_{LOOK}"
+            rules[quantiles] = f"histogram_quantile({quantile}, {buckets})"
     rules[f"policy:affect_turns_text_visible:share{LOOK}"] = (
         f'sum by (policy) (rate(affect_turns_visibility_total{{{only},visibility="text_visible"}}[{LOOK}]))\n'
         f"/ sum by (policy) (rate(affect_turns_visibility_total{{{only}}}[{LOOK}]))"
@@ -109,14 +111,16 @@ def of_fleet(only: str) -> Rules:
     rules["policy_test:affect_drift_alarm:max"] = f"max by (policy, test) (affect_drift_alarm{{{only}}})"
     rules["policy:affect_drift_turns:sum"] = f"sum by (policy) (affect_drift_turns{{{only}}})"
     rules["policy_bound:affect_mirror_slope:avg"] = f"avg by (policy, bound) (affect_mirror_slope{{{only}}})"
+    lags = f"fleet_le:affect_ingest_lag_seconds_bucket:rate{LAG}"
+    rules[lags] = f"sum by (le) (rate(affect_ingest_lag_seconds_bucket{{{only}}}[{LAG}]))"
     for quantile in _LAG_QUANTILES:
         rules[f"fleet:affect_ingest_lag_seconds:q{_percent(quantile)}_{LAG}"] = (
-            f"histogram_quantile({quantile}, sum by (le) (rate(affect_ingest_lag_seconds_bucket{{{only}}}[{LAG}])))"
+            f"histogram_quantile({quantile}, {lags})"
         )
     rules[f"fleet:affect_frames_late:share{LAG}"] = (
         "(\n"
         f"  sum(rate(affect_ingest_lag_seconds_count{{{only}}}[{LAG}]))\n"
-        f'  - sum(rate(affect_ingest_lag_seconds_bucket{{{only},le="{LATE_SECONDS}"}}[{LAG}]))\n'
+        f'  - sum({lags}{{le="{LATE_SECONDS}"}})\n'
         ")\n"
         f"/ sum(rate(affect_ingest_lag_seconds_count{{{only}}}[{LAG}]))"
     )

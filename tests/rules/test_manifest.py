@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from monitor.rules.manifest import prometheus_rule, write
+from monitor.rules.manifest import origin, prometheus_rule, write
 
 RULE = {"alert": "A", "expr": "up == 0\nor up == 1", "labels": {"severity": "info"}}
 RULES: dict[str, Any] = {"groups": [{"name": "g", "rules": [RULE, RULE]}]}
@@ -37,3 +37,9 @@ def test_wraps_rules_for_the_operator() -> None:
 def test_says_nothing_of_what_is_not_given() -> None:
     """Without namespace and labels there are none."""
     assert prometheus_rule(RULES, "affect")["metadata"] == {"name": "affect"}
+
+
+def test_tells_the_policy_it_is_of() -> None:
+    """Blank lines around a policy file change nothing of it, and every other change does."""
+    assert origin("version: 1\n") == origin("\nversion: 1")
+    assert origin("version: 1") != origin("version: 1  # mine\n")

@@ -1,7 +1,7 @@
 {{/* What stands in the ConfigMap. */}}
 
 {{- define "affect-monitor.configName" -}}
-{{ include "affect-monitor.name" . }}-config
+{{ include "affect-monitor.name" . }}-config{{ include "affect-monitor.suffix" . }}
 {{- end -}}
 
 {{- define "affect-monitor.config" -}}

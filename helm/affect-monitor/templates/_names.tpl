@@ -7,9 +7,20 @@
 {{- end -}}
 {{- end -}}
 
+{{/* What the tracks of the demo have in common. */}}
 {{- define "affect-monitor.demo.selector" -}}
 app.kubernetes.io/name: affect-monitor-demo
 app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* "stable", or "canary" within the scope of that track. */}}
+{{- define "affect-monitor.track" -}}
+{{ .track | default "stable" }}
+{{- end -}}
+
+{{/* What tells objects of the canary's from the stable ones of the same name. */}}
+{{- define "affect-monitor.suffix" -}}
+{{ with .track }}-{{ . }}{{ end }}
 {{- end -}}
 
 {{/* Labels of every object. */}}
