@@ -10,7 +10,7 @@ from helm_engine import CI, NEWEST, Document, Render, documents, read_values, re
 
 @pytest.fixture(scope="session")
 def render() -> Render:
-    """``render(values_file, kube_version=...)``: the objects that a values file makes, a path or a name under ``ci/``."""
+    """``render(values_file, kube_version=...)``: the objects that a values file, or one named in ``ci/``, makes."""
 
     def rendered(values_file: Path | str, kube_version: str = NEWEST) -> list[Document]:
         file = CI[values_file] if isinstance(values_file, str) else values_file

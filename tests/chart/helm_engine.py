@@ -22,6 +22,13 @@ Document = dict[str, Any]
 Render = Callable[..., list[Document]]
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, but that it takes a bare ``=`` as text, as Kubernetes does."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", yaml.SafeLoader.construct_yaml_str)
+
+
 def read_values(file: Path) -> Document:
     """What a values file says."""
     return yaml.safe_load(file.read_text()) or {}
@@ -47,7 +54,7 @@ def rendered_files(
 def documents(files: dict[str, str]) -> list[Document]:
     """The Kubernetes objects in rendered files, in the order of the files' names."""
     manifests = [text for name, text in sorted(files.items()) if name.endswith(".yaml")]
-    return [found for text in manifests for found in yaml.safe_load_all(text) if found]
+    return [found for text in manifests for found in yaml.load_all(text, _Loader) if found]
 
 
 def lint(values: Document, kube_version: str = NEWEST) -> list[str]:
