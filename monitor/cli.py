@@ -28,6 +28,7 @@ except ImportError as error:
     )
     sys.exit(2)
 
+from monitor.cli_attach import attach, detach
 from monitor.cli_audit import audit_app
 from monitor.cli_bench import bench_app
 from monitor.cli_canary import canary
@@ -68,6 +69,8 @@ app.add_typer(vllm_app, name="vllm")
 app.add_typer(chat_app, name="chat")
 app.add_typer(bench_app, name="bench")
 app.command()(canary)
+app.command()(attach)
+app.command()(detach)
 
 _BANK = Annotated[str, typer.Option("--bank", help="Folder of a bank, or the name of a shipped one.")]
 _MODEL = Annotated[str, typer.Option("--model", help="Folder of a transformers model; demo: the demo assistant.")]
@@ -474,6 +477,19 @@ def _show_battery(card: BankCard) -> None:
         if row.note:
             console.print(Text(f"         {row.note}", style="dim"), soft_wrap=True)
     console.print(f"text-equivalent emotions: {', '.join(card.text_equivalent) or 'none'}")
+
+
+@bank_app.command("fetch")
+def bank_fetch(
+    url: Annotated[str, typer.Option(help="Address of a .tar.gz with bank.json and bank.safetensors.")],
+    sha256: Annotated[str, typer.Option(help="SHA-256 of that file; another is refused.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bank; one that is there is replaced.")],
+) -> None:
+    """Fetch a bank, as a pod's init container does, and check that it is the one that was promised."""
+    from monitor.probes.fetch import fetch_bank
+
+    fetch_bank(url, sha256, out)
+    print(f"bank in {out}")
 
 
 @bank_app.command("diff")

@@ -1,0 +1,158 @@
+"""Adds the sidecar to a workload, with what its engine needs to send hidden states, and takes both out again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from monitor.attach.arguments import Arguments
+from monitor.attach.capturing import Wanted, captured_by, command_line
+from monitor.attach.command import CommandLine
+from monitor.attach.edits import Edits, Path, find, undo
+from monitor.attach.engine import Engine
+from monitor.attach.pod import INGEST, SIDECAR, SOCKET, security
+from monitor.attach.workload import Inference, Pod, find_inference, pods_of, title
+from monitor.errors import SetupError
+
+RECORD = "affect-monitor.io/attached"
+"""Annotation of a workload: what was added to it, for detach."""
+
+
+def attach(manifest: dict[str, Any], wanted: Wanted) -> list[str] | None:
+    """Attaches the sidecar to a workload, in place; what was attached before is set anew.
+
+    Args:
+        manifest: A workload.
+        wanted: What to attach.
+
+    Returns:
+        What was done, what could not be checked and what to know, a sentence each; None where nothing in it is seen to
+        run an engine, and it is as it was.
+
+    Raises:
+        SetupError: It cannot be attached to; says what to do instead.
+    """
+    try:
+        detach(manifest)
+        inference = find_inference(manifest, wanted.container, wanted.engine)
+        if inference is None:
+            return None
+        _check_mode(manifest)
+        return _attached(manifest, wanted, inference)
+    except SetupError as error:
+        raise SetupError(f"{title(manifest)} {error.field}", error.message) from None
+
+
+def detach(manifest: dict[str, Any]) -> list[str] | None:
+    """Takes out of a workload, in place, what attach put there.
+
+    Returns:
+        What has been changed by others since, and so stays; None where nothing was attached.
+
+    Raises:
+        SetupError: What was attached cannot be told from the rest any more.
+    """
+    annotations = find(manifest, ("metadata", "annotations")) or {}
+    if RECORD not in annotations:
+        return None
+    try:
+        steps = json.loads(annotations[RECORD])["steps"]
+        # First, so that what was made to hold it goes with it.
+        del annotations[RECORD]
+        return undo(manifest, steps)
+    except (ValueError, KeyError, TypeError):
+        raise SetupError(
+            RECORD, "is no record of what was attached; apply the manifest from before attach in its place"
+        ) from None
+
+
+def _attached(manifest: dict[str, Any], wanted: Wanted, inference: Inference) -> list[str]:
+    edits = Edits(manifest)
+    annotations = edits.holder(("metadata", "annotations"))
+    container = find(manifest, inference.container)
+    line = command_line(container, inference)
+    captured = captured_by(container, line, wanted, inference.engine)
+    notes = [
+        f"sidecar added beside container {inference.container[-1]}: {captured.how}",
+        *captured.notes,
+    ]
+    for key, value in line.changed(container, captured.arguments).items() if captured.arguments else ():
+        edits.put((*inference.container, key), value)
+    if inference.engine is Engine.SGLANG:
+        edits.put((*inference.container, "env", "AFFECT_SIDECAR"), {"name": "AFFECT_SIDECAR", "value": INGEST})
+    sharing = [(inference.pod, inference.container), *_other_stages(manifest, inference, line)]
+    for pod, path in sharing:
+        if wanted.engine_image:
+            edits.put((*path, "image"), wanted.engine_image)
+        edits.put((*path, "volumeMounts", SOCKET), wanted.sidecar.mount())
+        notes += _add_sidecar(edits, manifest, pod, wanted)
+    annotations[RECORD] = json.dumps({"version": 1, "steps": edits.steps}, separators=(",", ":"))
+    return list(dict.fromkeys([*notes, *_workload_notes(manifest)]))
+
+
+def _add_sidecar(edits: Edits, manifest: dict[str, Any], pod: Pod, wanted: Wanted) -> list[str]:
+    """Puts the sidecar into a pod."""
+    native = pod.is_whole and not wanted.classic
+    for volume in wanted.sidecar.volumes():
+        edits.put((*pod.spec, "volumes", volume["name"]), volume)
+    place = "initContainers" if native else "containers"
+    edits.put((*pod.spec, place, SIDECAR), wanted.sidecar.container(native=native))
+    for kind, values in (("labels", wanted.sidecar.labels()), ("annotations", wanted.sidecar.annotations())):
+        for key, value in values.items():
+            edits.fill((*pod.metadata, kind, key), value)
+    if not pod.is_whole:
+        return [
+            "a runtime of KServe has no init containers: the sidecar is a classic container",
+            "a runtime of KServe has no fsGroup: socket_mode has to be 0666, as in the settings that attach writes",
+        ]
+    context = (*pod.spec, "securityContext")
+    if find(manifest, (*context, "fsGroup")) is not None:
+        return []
+    for key, value in security().items():
+        edits.fill((*context, key), value)
+    claims = [v["name"] for v in find(manifest, (*pod.spec, "volumes")) if "persistentVolumeClaim" in v]
+    theirs = [name for name in claims if name != "affect-monitor-bank"]
+    told = f"the pod gets fsGroup {security()['fsGroup']}, for the socket; files of {', '.join(theirs)} get it too"
+    return [f"{told}, once, if their volume's driver supports it"] if theirs else []
+
+
+def _other_stages(manifest: dict[str, Any], inference: Inference, line: CommandLine) -> list[tuple[Pod, Path]]:
+    """Further pods that send: a pipeline's stages are in several, and only one of them has the rows."""
+    others = [pod for pod in pods_of(manifest) if pod != inference.pod]
+    if not others or Arguments(line.arguments).count("--pipeline-parallel-size", "-pp") == 1:
+        return []
+    image = find(manifest, (*inference.container, "image"))
+    found: list[tuple[Pod, Path]] = []
+    for pod in others:
+        names = [c["name"] for c in find(manifest, (*pod.spec, "containers")) or () if c.get("image") == image]
+        if len(names) != 1:
+            raise SetupError("/".join(pod.spec), f"has no container of {image} alone, whose pipeline stage sends")
+        found.append((pod, (*pod.spec, "containers", names[0])))
+    return found
+
+
+def _check_mode(manifest: dict[str, Any]) -> None:
+    annotations = find(manifest, ("metadata", "annotations")) or {}
+    mode = annotations.get("serving.kserve.io/deploymentMode")
+    if manifest.get("kind") == "InferenceService" and mode in {"Serverless", "Knative", "ModelMesh"}:
+        raise SetupError(
+            "serving.kserve.io/deploymentMode", f"{mode} takes no init container that stays; set it to Standard"
+        )
+    for part in (("spec", "workerSpec"), ("spec", "predictor", "workerSpec")):
+        if find(manifest, part) is not None:
+            raise SetupError("/".join(part), "pods of several nodes are not attached to here; use a LeaderWorkerSet")
+
+
+def _workload_notes(manifest: dict[str, Any]) -> list[str]:
+    notes = []
+    labels = find(manifest, ("metadata", "labels")) or {}
+    if labels.get("app.kubernetes.io/managed-by") == "Helm":
+        notes.append(
+            "is managed by Helm, whose next upgrade takes the sidecar out: attach in a post-renderer, or let the chart "
+            "affect-monitor inject it"
+        )
+    if manifest.get("kind") == "InferenceService":
+        notes.append("needs KServe's deployment mode Standard: Knative takes no init container that stays")
+    if any(find(manifest, (*pod.spec, "hostNetwork")) for pod in pods_of(manifest)):
+        notes.append("is on the host's network: the sidecar takes port 9469 of every node it runs on")
+    return notes

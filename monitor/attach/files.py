@@ -1,0 +1,167 @@
+"""Attaches the sidecar to the workloads in a file, and detaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monitor.attach.attaching import attach, detach
+from monitor.attach.capturing import Wanted
+from monitor.attach.config import checksum, config_map, is_made, sidecar_settings
+from monitor.attach.edits import find, plain
+from monitor.attach.manifest import BORDER, Document, added, read, write
+from monitor.attach.patch import Patch, difference
+from monitor.attach.workload import KINDS, containers_told, pods_of, title
+from monitor.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What sidecars are told.
+
+    Attributes:
+        existing: Name of a ConfigMap that is there; empty: one is written for each workload.
+        bank: Name of a bank in the package, or its folder in the sidecar.
+        settings: Settings of the user's own.
+        policy: Policy file.
+    """
+
+    existing: str
+    bank: str
+    settings: Mapping[str, Any]
+    policy: Path | None
+
+
+class Changed(NamedTuple):
+    """A file that has been changed.
+
+    Attributes:
+        text: The file.
+        patches: What changes each workload.
+        notes: What to know, a sentence each.
+    """
+
+    text: str
+    patches: list[Patch]
+    notes: list[str]
+
+
+def attach_file(text: str, wanted: Wanted, configuration: Configuration) -> Changed:
+    """Attaches the sidecar to every workload of a file that is seen to run an engine.
+
+    Args:
+        text: The file.
+        wanted: What to attach; of its sidecar, the ConfigMap is set here.
+        configuration: What sidecars are told.
+
+    Raises:
+        SetupError: There is no such workload, or one cannot be attached to.
+    """
+    documents: list[Document] = []
+    patches: list[Patch] = []
+    notes: list[str] = []
+    others: list[dict[str, Any]] = []
+    for document in _without_configs(read(text)):
+        for manifest in _manifests(document):
+            before = plain(manifest)
+            config = _config(manifest, configuration)
+            told = attach(manifest, _configured(wanted, config, configuration.existing))
+            if told is None:
+                others.append(manifest)
+                continue
+            if config is not None:
+                documents.append(added(config, document.border))
+                document.border = BORDER
+            patches.append(difference(before, plain(manifest)))
+            notes += [f"{title(manifest)}: {note}" for note in told]
+            if not document.keeps_comments:
+                notes.append(f"{title(manifest)}: aliases are written out, and comments are lost")
+        documents.append(document)
+    if not patches:
+        raise _none_found(others, wanted)
+    notes += [f"{title(each)}: no container is seen to run an engine; left as it is" for each in others]
+    return Changed(write(documents), patches, notes)
+
+
+def detach_file(text: str) -> Changed:
+    """Takes out of a file what attach put there; a file without it stays as it is, to the letter.
+
+    Raises:
+        SetupError: What was attached to a workload cannot be told from the rest any more.
+    """
+    everything = read(text)
+    documents = _without_configs(everything)
+    patches: list[Patch] = []
+    notes: list[str] = []
+    for document in documents:
+        for manifest in _manifests(document):
+            before = plain(manifest)
+            left = detach(manifest)
+            if left is None:
+                notes.append(f"{title(manifest)}: nothing was attached; left as it is")
+                continue
+            patches.append(difference(before, plain(manifest)))
+            notes += [f"{title(manifest)}: {path} has been changed since attach wrote it, and stays" for path in left]
+            notes.append(f"{title(manifest)}: detached; it needs ConfigMap {_config_name(before)} no more")
+    if not patches and not notes:
+        notes = [f"the file holds none of {', '.join(KINDS)}; left as it is"]
+    return Changed(write(documents) if patches else text, patches, notes)
+
+
+def _without_configs(documents: list[Document]) -> list[Document]:
+    """Documents but the ConfigMaps that attach put before them."""
+    kept: list[Document] = []
+    borders: list[str] = []
+    for document in documents:
+        if is_made(document.content):
+            borders.append(document.border)
+            continue
+        document.border = [*borders, document.border][0]
+        borders.clear()
+        kept.append(document)
+    return kept
+
+
+def _manifests(document: Document) -> Iterator[dict[str, Any]]:
+    """The workloads of a document, which may be a list of them."""
+    content = document.content
+    items = content.get("items") if isinstance(content, dict) and str(content.get("kind")).endswith("List") else None
+    for manifest in [content] if items is None else items:
+        if isinstance(manifest, dict) and pods_of(manifest):
+            yield manifest
+
+
+def _config(manifest: dict[str, Any], configuration: Configuration) -> dict[str, Any] | None:
+    """The ConfigMap of a workload; None where one is there."""
+    if configuration.policy is None:
+        return None
+    metadata = manifest.get("metadata") or {}
+    # Without an fsGroup the sidecar and an engine of another user have no group in common.
+    mode = "0660" if all(pod.is_whole for pod in pods_of(manifest)) else "0666"
+    settings = sidecar_settings(configuration.bank, mode, configuration.settings)
+    return config_map(
+        f"{metadata.get('name')}-affect-monitor", metadata.get("namespace"), settings, configuration.policy
+    )
+
+
+def _configured(wanted: Wanted, config: dict[str, Any] | None, existing: str) -> Wanted:
+    if config is None:
+        return replace(wanted, sidecar=replace(wanted.sidecar, config=existing))
+    made = replace(wanted.sidecar, config=config["metadata"]["name"], checksum=checksum(config))
+    return replace(wanted, sidecar=made)
+
+
+def _config_name(manifest: dict[str, Any]) -> str:
+    volumes = (find(manifest, (*pod.spec, "volumes", "affect-monitor-config")) for pod in pods_of(manifest))
+    return next((str(volume["configMap"]["name"]) for volume in volumes if volume), "")
+
+
+def _none_found(others: list[dict[str, Any]], wanted: Wanted) -> SetupError:
+    if not others:
+        return SetupError("manifest", f"holds no workload; attach knows {', '.join(KINDS)}")
+    held = "; ".join(f"{title(each)}: {containers_told(each)}" for each in others)
+    if wanted.container:
+        return SetupError("--container", f"{wanted.container} is none of those there: {held}")
+    return SetupError("--container", f"none of these is seen to run an engine, name it, and --engine: {held}")

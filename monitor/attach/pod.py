@@ -1,0 +1,109 @@
+"""What the sidecar adds to a pod. The chart's templates say the same, and a test holds the two equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SIDECAR = "affect-monitor"
+"""Name of the container."""
+INGEST = "unix:///run/affect-monitor/ingest.sock"
+SOCKET = "affect-monitor-socket"
+BANKS = "/var/lib/affect-monitor-bank"
+IMAGE = "ghcr.io/affect-monitor/affect-monitor"
+
+_CONFIG, _STATE = "/etc/affect-monitor", "/var/lib/affect-monitor"
+_USER = 10001
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A sidecar as it is added to pods.
+
+    Attributes:
+        image: Its image.
+        config: Name of the ConfigMap with ``settings.yaml`` and ``policy.yaml``.
+        bank_volume: Source of the volume that holds the bank; None for a bank of the package.
+        checksum: Hash of the ConfigMap, where attach writes it: pods are replaced when it changes.
+    """
+
+    image: str
+    config: str
+    bank_volume: dict[str, Any] | None = None
+    checksum: str = ""
+
+    def container(self, *, native: bool) -> dict[str, Any]:
+        """The container.
+
+        Args:
+            native: Whether it is an init container that stays, or one like any other.
+        """
+        probe = {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6}
+        mounts = [
+            self.mount(),
+            {"name": "affect-monitor-config", "mountPath": _CONFIG, "readOnly": True},
+            {"name": "affect-monitor-state", "mountPath": _STATE},
+            {"name": "affect-monitor-tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+        ]
+        if self.bank_volume is not None:
+            mounts.append({"name": "affect-monitor-bank", "mountPath": BANKS, "readOnly": True})
+        # A classic sidecar is told to stop at the same time as the engine, whose last turns it is still to take.
+        wait = {"preStop": {"exec": {"command": ["python", "-c", "import time; time.sleep(15)"]}}}
+        return {
+            "name": SIDECAR,
+            "image": self.image,
+            "imagePullPolicy": "IfNotPresent",
+            **({"restartPolicy": "Always"} if native else {}),
+            "args": ["serve", "--settings", f"{_CONFIG}/settings.yaml"],
+            "ports": [{"name": "affect-http", "containerPort": 9469, "protocol": "TCP"}],
+            "startupProbe": {**_get("/readyz"), "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 150},
+            "livenessProbe": {**_get("/healthz"), **probe},
+            "readinessProbe": {**_get("/readyz"), **probe},
+            **({} if native else {"lifecycle": wait}),
+            "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": _USER,
+                "runAsGroup": _USER,
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "volumeMounts": mounts,
+        }
+
+    def mount(self) -> dict[str, Any]:
+        """The socket's folder, in the sidecar and in the engine."""
+        return {"name": SOCKET, "mountPath": "/run/affect-monitor"}
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """The pod's further volumes."""
+        volumes: list[dict[str, Any]] = [
+            {"name": SOCKET, "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+            {"name": "affect-monitor-config", "configMap": {"name": self.config}},
+            {"name": "affect-monitor-state", "emptyDir": {}},
+            {"name": "affect-monitor-tmp", "emptyDir": {}},
+        ]
+        if self.bank_volume is not None:
+            volumes.append({"name": "affect-monitor-bank", **self.bank_volume})
+        return volumes
+
+    def labels(self) -> dict[str, str]:
+        """By these the pods are found."""
+        return {"affect-monitor.io/sidecar": "true"}
+
+    def annotations(self) -> dict[str, str]:
+        """The autoscaler may move such pods: nothing in these volumes outlives them anyway."""
+        local = ",".join(volume["name"] for volume in self.volumes() if "emptyDir" in volume)
+        made = {"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": local}
+        return made | ({"affect-monitor.io/config-checksum": self.checksum} if self.checksum else {})
+
+
+def security() -> dict[str, Any]:
+    """What of a pod's security context lets engine and sidecar share the socket, whoever the engine runs as."""
+    return {"fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"}
+
+
+def _get(path: str) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": "affect-http"}}
