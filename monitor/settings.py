@@ -100,6 +100,9 @@ class SidecarSettings(BaseSettings):
         lt=1,
         description="Chance that a run of an unchanged model is called changed, while chance has no direction.",
     )
+    reload_on_change: bool = Field(
+        default=False, description="Take policy and bank anew whenever their files change, as in a mounted ConfigMap."
+    )
     keep_turns: int = Field(default=1000, ge=1, description="Finished turns kept in memory for looking at.")
     drain_seconds: float = Field(default=10, ge=0, description="Time open streams get when the sidecar is stopped.")
     threads: int = Field(default=1, ge=1, description="Threads of the scoring matrix product.")

@@ -27,7 +27,7 @@ from monitor.policy.alert import Alert, AlertState
 from monitor.policy.engine import AlertEngine
 from monitor.policy.faults import AUDIT_NOT_WRITTEN, FAULTS, Faults, MonitorFault
 from monitor.policy.schema import PolicyFile, load_policy
-from monitor.probes.bank import Bank, load_bank
+from monitor.probes.bank import Bank, bank_folder, load_bank
 from monitor.settings import SidecarSettings
 from monitor.sidecar.admin import Doorbook, admin
 from monitor.sidecar.bearer import BearerToken
@@ -41,6 +41,7 @@ from monitor.sidecar.listen import listen, socket_path
 from monitor.sidecar.liveness import Health
 from monitor.sidecar.memory import SharedMemoryLender
 from monitor.sidecar.pipeline import Pipeline
+from monitor.sidecar.reload import Follower
 from monitor.sidecar.servicer import IngestServicer
 from monitor.sidecar.state import StateFile
 from monitor.wire.v1 import inspect_pb2_grpc
@@ -109,6 +110,10 @@ class Sidecar:
         self._serving, self._stopping = threading.Event(), threading.Event()
         self._remember()
         self._reloading = threading.Lock()
+        if settings.reload_on_change:
+            folder = bank_folder(settings.bank)
+            files = [settings.policy, folder / "bank.json", folder / "bank.safetensors"]
+            self._parts.callback(Follower(files, lambda: self.reload("change")).stop)
         self._health = Health()
         self._ingest = IngestServicer(self.pipeline, settings)
         self._doors = Doorbook(self.metrics, self._audit)
@@ -137,7 +142,7 @@ class Sidecar:
         return self._http.url
 
     def reload(self, by: str = "SIGHUP") -> bool:
-        """Takes bank and policy file anew, for a signal or a peer; bad ones are refused and the old ones stay."""
+        """Takes bank and policy file anew, for a signal, a change or a peer; bad ones are refused, the old ones stay."""
         with self._reloading:
             try:
                 bank = load_bank(self._settings.bank)

@@ -27,13 +27,13 @@ class Watched(Generic[T]):
     def __init__(self, files: Sequence[Path], read: Callable[[], T], told: Callable[[SetupError | None], None]) -> None:
         self._files, self._read, self._told = files, read, told
         self._lock = threading.Lock()
-        self._seen = _signature(files)
+        self._seen = signature(files)
         self._value = read()
 
     def current(self) -> T:
         """What the files say."""
         with self._lock:
-            found = _signature(self._files)
+            found = signature(self._files)
             if found != self._seen:
                 self._take(found)
             return self._value
@@ -46,14 +46,14 @@ class Watched(Generic[T]):
             self._seen = found
             self._told(error)
             return
-        if _signature(self._files) != found:
+        if signature(self._files) != found:
             return  # changed while they were read; the next call sees them whole
         self._seen, self._value = found, value
         self._told(None)
 
 
-def _signature(files: Sequence[Path]) -> list[tuple[int, ...]]:
-    """Differs after every change of the files, in place or by another file or link in their place."""
+def signature(files: Sequence[Path]) -> list[tuple[int, ...]]:
+    """What differs after every change of the files, in place or by another file or link in their place."""
     return [_stamp(file) for file in files]
 
 
