@@ -102,7 +102,7 @@ class TestNotes:
             ("defaults", "no pod has a sidecar yet"),
             ("demo", "port-forward deployment/affect-monitor-demo 8000 9469"),
             ("inject", 'affect-monitor.io/inject: "true"'),
-            ("settings", "os.kill(1, signal.SIGHUP)"),
+            ("settings", "Running sidecars take a changed policy within two minutes"),
             ("settings", "ask for the token of Secret affect-monitor-token"),
         ],
     )

@@ -219,8 +219,11 @@ class TestRolling:
         assert len({same, self.checksum({"policy": policy}), self.checksum({"settings": {"threads": 2}})}) == 3
 
     def test_leaves_pods_alone_where_the_values_say_so(self) -> None:
-        """Without the mark the files change within running pods."""
-        assert self.checksum({"config": {"rollPods": False}}) is None
+        """Without the mark the files change within running pods, and the sidecar is told to follow them."""
+        values = {"config": {"rollPods": False}}
+        assert self.checksum(values) is None
+        assert settings(documents(rendered_files(values)))["reload_on_change"] is True
+        assert "reload_on_change" not in settings(documents(rendered_files({})))
 
     def test_names_the_volumes_that_the_autoscaler_may_drop(self, render: Render) -> None:
         """The sidecar's scratch volumes keep no node from being drained."""

@@ -22,6 +22,9 @@ policy.yaml: |
   "drain_seconds" .Values.sidecar.drainSeconds
   "state_file" "/var/lib/affect-monitor/state.json"
 -}}
+{{- if not .Values.config.rollPods -}}
+{{- $_ := set $made "reload_on_change" true -}}
+{{- end -}}
 {{- if .Values.token.secretName -}}
 {{- $_ := set $made "token_file" "/run/secrets/affect-monitor/token" -}}
 {{- end -}}
