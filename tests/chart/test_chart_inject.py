@@ -8,7 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 from admission import Admission
-from helm_engine import NAMESPACE, Document, Render
+from helm_engine import NAMESPACE, Document, Render, documents, rendered_files
 
 LABEL = {"affect-monitor.io/inject": "true"}
 ARGS = ["--model", "assistant"]
@@ -221,3 +221,18 @@ class TestLanguage:
             broken["spec"]["mutations"][0]["jsonPatch"]["expression"] = wrong
             with pytest.raises(RuntimeError, match=r"undefined field 'pth'|Syntax error"):
                 Admission(broken)
+
+    def test_says_any_value_as_it_is(self) -> None:
+        """Quotes, backslashes, octal modes and numbers in values reach the pod unharmed."""
+        text = 'x<y>&"z"\n\'é\\d ${x} {{ y }}'
+        values = {
+            "inject": {"enabled": True},
+            "token": {"secretName": "affect-monitor-token"},
+            "sidecar": {"resources": {"requests": {"cpu": 2}}},
+            "engine": {"env": [{"name": "TEXT", "value": text}]},
+        }
+        policy = made(documents(rendered_files(values)), "MutatingAdmissionPolicy")
+        admitted = Admission(policy).admit(pod())["spec"]
+        assert admitted["containers"][0]["env"] == [{"name": "TEXT", "value": text}]
+        assert named(admitted["volumes"], "affect-monitor-token")["secret"]["defaultMode"] == 0o440
+        assert named(admitted["initContainers"], "affect-monitor")["resources"]["requests"]["cpu"] == 2
