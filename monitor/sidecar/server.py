@@ -142,7 +142,7 @@ class Sidecar:
         return self._http.url
 
     def reload(self, by: str = "SIGHUP") -> bool:
-        """Takes bank and policy file anew, for a signal, a change or a peer; bad ones are refused, the old ones stay."""
+        """Takes bank and policy file anew, for a signal, a change or a peer; bad ones are refused and the old stay."""
         with self._reloading:
             try:
                 bank = load_bank(self._settings.bank)
