@@ -42,6 +42,10 @@ class TestEveryValuesFile:
         """Helm's strict lint is silent."""
         assert lint(read_values(CI[name])) == []
 
+    def test_lint_is_awake(self) -> None:
+        """What the schema refuses, lint does."""
+        assert "'/sidecar/kind': value must be one of 'native', 'classic'" in lint({"sidecar": {"kind": "odd"}})[0]
+
     @pytest.mark.parametrize("name", CI)
     def test_makes_the_golden_manifest(self, name: str) -> None:
         """What is made is on file, so that every change is seen in review (AFFECT_UPDATE_GOLDEN=1 writes it anew)."""

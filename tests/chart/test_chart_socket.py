@@ -1,0 +1,111 @@
+"""Who reaches the socket in a pod: users, groups and modes as the kubelet sets them, tried on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from helm_engine import Document, Render
+
+from monitor.settings import SidecarSettings
+from monitor.sidecar.listen import open_to, owners_alone
+
+ENGINE, STRANGER = 2000, 3000
+POD_GROUP = 4000
+"""An fsGroup of the pod's own."""
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be every user in turn")
+
+
+def become(user: int, group: int, groups: Sequence[int], work: Callable[[], object]) -> bool:
+    """Does something as another user, in a process of its own; tells whether it could be done."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups(groups)
+            os.setgid(group)
+            os.setuid(user)
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def connect(path: Path) -> None:
+    """Reaches the socket, or raises OSError."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+@pytest.fixture(params=["ours", "own"])
+def place(request: pytest.FixtureRequest, render: Render) -> Iterator[tuple[Path, int]]:
+    """A folder as the kubelet makes an emptyDir with an fsGroup, the chart's or the pod's own, and that group."""
+    group = pod(render)["securityContext"]["fsGroup"] if request.param == "ours" else POD_GROUP
+    folder = Path(tempfile.mkdtemp())
+    os.chown(folder, 0, group)
+    folder.chmod(0o2777)
+    yield folder, group
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def path(place: tuple[Path, int], render: Render) -> Iterator[Path]:
+    """The socket, made by the sidecar's user with the mode that its settings say, and served."""
+    context = next(each for each in pod(render)["initContainers"] if each["name"] == "affect-monitor")[
+        "securityContext"
+    ]
+    told = next(made for made in render("demo") if made["kind"] == "ConfigMap")["data"]["settings.yaml"]
+    settings = SidecarSettings.model_validate(yaml.safe_load(told))
+    found = place[0] / "ingest.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+
+        def make() -> None:
+            with owners_alone():
+                listener.bind(str(found))
+            open_to(found, settings)
+            listener.listen()
+
+        assert become(context["runAsUser"], context["runAsGroup"], [place[1]], make)
+        yield found
+
+
+def pod(render: Render) -> Document:
+    """The example's pod."""
+    return next(made for made in render("demo") if made["kind"] == "Deployment")["spec"]["template"]["spec"]
+
+
+class TestSocket:
+    """The socket of a rendered pod."""
+
+    def test_belongs_to_the_pods_group(self, path: Path, place: tuple[Path, int]) -> None:
+        """The folder hands its group on, whatever the sidecar's own group is; nobody else may connect."""
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (10001, place[1], 0o660)
+
+    def test_is_reached_by_an_engine_that_is_not_root(self, path: Path, place: tuple[Path, int]) -> None:
+        """Every container of the pod is in its group, besides its own."""
+        assert become(ENGINE, ENGINE, [place[1]], lambda: connect(path))
+
+    def test_is_reached_by_a_root_without_capabilities(self, path: Path, place: tuple[Path, int]) -> None:
+        """As root's power over files is a capability, the group has to do it then."""
+        code = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+        bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+        done = [
+            subprocess.run([*bare, *groups, sys.executable, "-c", code], check=False, capture_output=True).returncode
+            for groups in ([f"--groups={place[1]}"], ["--clear-groups"])
+        ]
+        assert done == [0, 1]
+
+    def test_is_not_reached_by_strangers(self, path: Path) -> None:
+        """Who is not in the group is refused, even where the folder can be seen."""
+        assert not become(STRANGER, STRANGER, [], lambda: connect(path))
