@@ -18,7 +18,7 @@ from monitor.policy.schema import SHIPPED, read_policy
 from monitor.rules.build import build
 from monitor.rules.manifest import origin, write
 
-ALERTS = Path(__file__).parents[2] / "alerts" / "tests"
+VERSIONS = Path(__file__).parents[2] / "alerts" / "tests" / "versions.yaml"
 OWN = Path(__file__).parents[1] / "rules" / "policy.yaml"
 RELEASED = {"release": "kube-prometheus-stack"}
 
@@ -142,13 +142,12 @@ class TestRules:
         promtool("check", "rules", "--lint-fatal", str(tmp_path / "rules.yaml"))
 
     @pytest.mark.servers
-    @pytest.mark.parametrize("file", sorted(ALERTS.glob("*.yaml")), ids=lambda file: file.stem)
-    def test_alert_as_those_of_a_file_do(self, file: Path, tmp_path: Path) -> None:
-        """Every case of alerts/tests comes out the same on rules that have gone through Helm."""
+    def test_alert_as_those_of_a_file_do(self, tmp_path: Path) -> None:
+        """Texts of alerts have templates too, which Helm must leave alone: cases come out as they do without it."""
         rules = one(documents(rendered_files(with_rules(OWN.read_text(), own_rules()))), "PrometheusRule")
         (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules["spec"]))
-        shutil.copy(file, tmp_path)
-        promtool("test", "rules", str(tmp_path / file.name))
+        shutil.copy(VERSIONS, tmp_path)
+        promtool("test", "rules", str(tmp_path / VERSIONS.name))
 
 
 class TestDashboards:
