@@ -7,8 +7,10 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from admission import Admission
 from helm_engine import NAMESPACE, Document, Render, documents, rendered_files
+
+admission = pytest.importorskip("admission", reason="CEL's library is for Python 3.11 and newer")
+Admission = admission.Admission
 
 LABEL = {"affect-monitor.io/inject": "true"}
 ARGS = ["--model", "assistant"]
@@ -195,8 +197,8 @@ class TestInjection:
 
     def test_brings_the_bank_before_the_sidecar(self, render: Render) -> None:
         """A bank that has to be fetched is there when the sidecar starts."""
-        admission = Admission(made(render("bank-url"), "MutatingAdmissionPolicy"))
-        admitted = admission.admit(pod())["spec"]
+        fetching = Admission(made(render("bank-url"), "MutatingAdmissionPolicy"))
+        admitted = fetching.admit(pod())["spec"]
         assert [each["name"] for each in admitted["initContainers"]] == ["affect-monitor-bank", "affect-monitor"]
         assert named(admitted["volumes"], "affect-monitor-bank") == {"name": "affect-monitor-bank", "emptyDir": {}}
 

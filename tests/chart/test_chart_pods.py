@@ -225,6 +225,10 @@ class TestRolling:
         assert settings(documents(rendered_files(values)))["reload_on_change"] is True
         assert "reload_on_change" not in settings(documents(rendered_files({})))
 
+    def test_lets_injected_sidecars_follow(self, render: Render) -> None:
+        """Their workload does not know of the ConfigMap, and so does not roll with it."""
+        assert settings(render("inject"))["reload_on_change"] is True
+
     def test_names_the_volumes_that_the_autoscaler_may_drop(self, render: Render) -> None:
         """The sidecar's scratch volumes keep no node from being drained."""
         for name in ("demo", "bank-url"):

@@ -22,7 +22,8 @@ policy.yaml: |
   "drain_seconds" .Values.sidecar.drainSeconds
   "state_file" "/var/lib/affect-monitor/state.json"
 -}}
-{{- if not .Values.config.rollPods -}}
+{{- /* Injected pods roll with a workload that knows nothing of this ConfigMap. */ -}}
+{{- if or .Values.inject.enabled (not .Values.config.rollPods) -}}
 {{- $_ := set $made "reload_on_change" true -}}
 {{- end -}}
 {{- if .Values.token.secretName -}}
