@@ -102,9 +102,10 @@ def of_fleet(only: str) -> Rules:
         for quantile in _QUANTILES:
             quantiles = f"policy:affect_turn_{what}:q{_percent(quantile)}_{LOOK}"
             rules[quantiles] = f"histogram_quantile({quantile}, {buckets})"
+    seen = f"policy_visibility:affect_turns_over:rate{LOOK}"
+    rules[seen] = f"sum by (policy, visibility) (rate(affect_turns_visibility_total{{{only}}}[{LOOK}]))"
     rules[f"policy:affect_turns_text_visible:share{LOOK}"] = (
-        f'sum by (policy) (rate(affect_turns_visibility_total{{{only},visibility="text_visible"}}[{LOOK}]))\n'
-        f"/ sum by (policy) (rate(affect_turns_visibility_total{{{only}}}[{LOOK}]))"
+        f'sum by (policy) ({seen}{{visibility="text_visible"}})\n/ sum by (policy) ({seen})'
     )
     # The mean of e-values is an e-value, whatever the pods have in common (Vovk and Wang 2021).
     rules["policy_test:affect_drift_evalue:avg"] = f"avg by (policy, test) (exp(affect_drift_log_evalue{{{only}}}))"

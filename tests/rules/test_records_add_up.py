@@ -97,7 +97,7 @@ def test_what_is_called_a_sum_adds_up(name: str) -> None:
 
 def test_shares_have_their_parts_beside_them() -> None:
     """Whatever does not add up over Prometheis can be computed anew of what does."""
-    shares = {name: expr for name, expr in RULES.items() if re.match(r"policy:\w+_(over|unseen):share", name)}
+    shares = {name: expr for name, expr in RULES.items() if re.match(r"policy:\w+:share", name)}
     parts = {part for expr in shares.values() for part in re.findall(r"\w+:\w+:\w+", expr)}
-    assert len(parts) == 16
+    assert len(parts) == 17
     assert all(re.search(r":rate\w+$", part) for part in parts)
