@@ -40,8 +40,9 @@ policies:
 MAIN = "from monitor.cli import main; main()"
 COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
-    "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify", "audit export", "bench",
-    "bench engine", "canary", "chat", "chat serve", "rules", "rules build", "rules check", "vllm", "vllm serve",
+    "bank fetch", "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify",
+    "audit export", "bench", "bench engine", "canary", "chat", "chat serve", "rules", "rules build", "rules check",
+    "vllm", "vllm serve", "attach", "detach",
 )  # fmt: skip
 
 
