@@ -86,6 +86,8 @@ def _attached(manifest: dict[str, Any], wanted: Wanted, inference: Inference) ->
             edits.put((*path, "image"), wanted.engine_image)
         edits.put((*path, "volumeMounts", SOCKET), wanted.sidecar.mount())
         notes += _add_sidecar(edits, manifest, pod, wanted)
+    if len(sharing) > 1:
+        notes.append("pipeline stages are in pods of their own, and one of them sends: every pod has a sidecar")
     annotations[RECORD] = json.dumps({"version": 1, "steps": edits.steps}, separators=(",", ":"))
     return list(dict.fromkeys([*notes, *_workload_notes(manifest)]))
 

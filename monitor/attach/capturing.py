@@ -78,8 +78,9 @@ def command_line(container: dict[str, Any], inference: Inference) -> CommandLine
             f"its script shows no start of {inference.engine.value}; write command and args as lists, with the "
             "engine's program",
         )
-    is_model = len(inference.container) == len(inference.pod.spec) + 1
-    if not line.arguments and line.command is None and not line.script and not is_model:
+    # A model of KServe's adds its arguments to those of the runtime, and one's own server takes none.
+    may_lack = inference.container[-2] != "containers" or inference.engine is Engine.TRANSFORMERS
+    if not line.arguments and line.command is None and not line.script and not may_lack:
         image = repository(str(container.get("image", "")))
         if container.get("command") or image.rpartition("/")[2] not in _BARE:
             raise SetupError(

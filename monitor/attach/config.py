@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from monitor.attach.edits import find
 from monitor.attach.pod import BANKS, INGEST
 from monitor.errors import SetupError
 from monitor.settings import SidecarSettings, load_settings
@@ -94,10 +95,10 @@ def config_map(name: str, namespace: str | None, settings: Mapping[str, Any], po
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files}
 
 
-def is_made(document: Mapping[str, Any]) -> bool:
+def is_made(document: Any) -> bool:
     """Whether a document is a ConfigMap that attach wrote."""
-    labels = (document.get("metadata") or {}).get("labels") or {}
-    return document.get("kind") == "ConfigMap" and labels.items() >= MADE.items()
+    labels = find(document, ("metadata", "labels")) or {}
+    return find(document, ["kind"]) == "ConfigMap" and labels.items() >= MADE.items()
 
 
 def checksum(config: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Changed(NamedTuple):
 
     Attributes:
         text: The file.
-        patches: What changes each workload.
+        patches: What attaches to each workload.
         notes: What to know, a sentence each.
     """
 
@@ -93,21 +93,21 @@ def detach_file(text: str) -> Changed:
     """
     everything = read(text)
     documents = _without_configs(everything)
-    patches: list[Patch] = []
     notes: list[str] = []
+    is_changed = len(documents) < len(everything)
     for document in documents:
         for manifest in _manifests(document):
-            before = plain(manifest)
+            config = _config_name(manifest)
             left = detach(manifest)
             if left is None:
                 notes.append(f"{title(manifest)}: nothing was attached; left as it is")
                 continue
-            patches.append(difference(before, plain(manifest)))
+            is_changed = True
             notes += [f"{title(manifest)}: {path} has been changed since attach wrote it, and stays" for path in left]
-            notes.append(f"{title(manifest)}: detached; it needs ConfigMap {_config_name(before)} no more")
-    if not patches and not notes:
+            notes.append(f"{title(manifest)}: detached; it needs ConfigMap {config} no more")
+    if not notes:
         notes = [f"the file holds none of {', '.join(KINDS)}; left as it is"]
-    return Changed(write(documents) if patches else text, patches, notes)
+    return Changed(write(documents) if is_changed else text, [], notes)
 
 
 def _without_configs(documents: list[Document]) -> list[Document]:
@@ -164,4 +164,6 @@ def _none_found(others: list[dict[str, Any]], wanted: Wanted) -> SetupError:
     held = "; ".join(f"{title(each)}: {containers_told(each)}" for each in others)
     if wanted.container:
         return SetupError("--container", f"{wanted.container} is none of those there: {held}")
-    return SetupError("--container", f"none of these is seen to run an engine, name it, and --engine: {held}")
+    return SetupError(
+        "--container", f"no container is seen to run an engine; name it, and by --engine what it runs: {held}"
+    )

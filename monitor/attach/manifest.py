@@ -56,6 +56,11 @@ class Document:
             return self.border + self.text + self.end
         text = StringIO()
         _yaml(self.text).dump(self.content, text)
+        return self.border + self.text + self.end
+        text, yaml = StringIO(), _yaml(self.text)
+        # YAML takes these for ends of lines, unless they are written as what they are.
+        yaml.allow_unicode = not set(json.dumps(plain(self.content), ensure_ascii=False, default=str)) & _BREAKS
+        yaml.dump(self.content, text)
         return self.border + text.getvalue() + self.end
 
 

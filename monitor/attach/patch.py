@@ -45,7 +45,7 @@ def _difference(before: Any, after: Any, keys: dict[str, str]) -> Any:
             continue
         if isinstance(value, dict) and isinstance(old, dict):
             patch[name] = _difference(old, value, keys)
-        elif name in keys and isinstance(old, list):
+        elif name in keys and isinstance(value, list) and isinstance(old, list):
             patch |= _items(name, old, value, keys)
         else:
             patch[name] = value
@@ -57,5 +57,6 @@ def _items(name: str, before: list[Any], after: list[Any], keys: dict[str, str])
     known = {item[key]: item for item in before}
     changed = [item for item in after if known.get(item[key]) != item]
     items = [{key: item[key], **_difference(known.get(item[key], {}), item, keys)} for item in changed]
+    gone = [{key: name, "$patch": "delete"} for name in known.keys() - {item[key] for item in after}]
     # Further init containers would come first.
-    return {name: items, f"$setElementOrder/{name}": [{key: item[key]} for item in after]}
+    return {name: [*items, *gone], f"$setElementOrder/{name}": [{key: item[key]} for item in after]}

@@ -73,7 +73,8 @@ def with_capture(
     if given.unread_file is not None:
         notes.append(f"--config {given.unread_file} is not here: what it asks of vLLM was not checked")
     if model is None:
-        notes.append(f"the model {given.model or ''} is not here: its depth and kind were not checked")
+        named = f"the model {given.model}" if given.model else "the model"
+        notes.append(f"{named} is not here: its depth and kind were not checked")
     _check_layers(layers, model)
     _check_environment(environment or {}, given)
     _check_whole(given)

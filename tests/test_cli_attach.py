@@ -1,0 +1,221 @@
+"""Tests of ``affect-monitor attach`` and ``detach``: what is asked for, what is refused, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import Result, Run, runner
+
+BANK = ("--bank", "smollm2-135m-instruct")
+CONFIG = ("--config", "affect")
+ENGINE = {"name": "engine", "image": "vllm/vllm-openai:v0.32.0", "args": ["org/model"]}
+
+Manifest = Callable[..., Path]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+    return runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """Writes a Deployment of some containers, with what else is said of it and of its pod."""
+
+    def write(
+        *containers: dict[str, Any], kind: str = "Deployment", pod: dict[str, Any] | None = None, **more: Any
+    ) -> Path:
+        spec = {"template": {"spec": {"containers": list(containers), **(pod or {})}}}
+        document = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "x"}, "spec": spec, **more}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(document))
+        return tmp_path / "x.yaml"
+
+    return write
+
+
+def engine_of(done: Result) -> dict[str, Any]:
+    """The engine's container in the last document of what was written."""
+    assert done.code == 0, done.err
+    *_, document = yaml.safe_load_all(done.out)
+    found: dict[str, Any] = document["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+class TestWhatIsAskedFor:
+    """Flags of attach, without which something cannot be decided."""
+
+    @pytest.mark.parametrize(
+        ("flags", "told"),
+        [
+            (CONFIG, "--layers: is needed, or --bank"),
+            (BANK, "--policy: name a policy file, or by --config a ConfigMap that is there"),
+            ((*CONFIG, "--layers", "4"), "--bank-from: is needed for a bank that is not in the package"),
+            ((*CONFIG, "--layers", "4", "--bank-from", "s3://banks"), "write pvc://CLAIM/FOLDER or oci://IMAGE"),
+            ((*BANK, *CONFIG, "--setting", "max_open_turns=9"), "ConfigMap affect has its own settings"),
+            ((*BANK, *CONFIG, "--container", "other"), "other is none of those there: Deployment/x: engine (vllm/vllm"),
+        ],
+    )
+    def test_is_named(self, run: Run, manifest: Manifest, flags: tuple[str, ...], told: str) -> None:
+        """With exit code 2, and what to give."""
+        done = run("attach", manifest(ENGINE), *flags)
+        assert (done.code, done.out) == (2, "")
+        assert told in done.error
+
+    @pytest.mark.parametrize(
+        ("setting", "told"),
+        [("colour=red", "'colour' is no setting"), ("http_port=70000", "http_port: Input should be")],
+    )
+    def test_settings_are_checked(self, run: Run, manifest: Manifest, tmp_path: Path, setting: str, told: str) -> None:
+        """Those that the sidecar would refuse are refused here."""
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("version: 1\npolicies: [{name: a, stance: neutral, turn: {false_alarm_rate: 0.01}}]\n")
+        done = run("attach", manifest(ENGINE), *BANK, "--policy", policy, "--setting", setting)
+        assert done.code == 2
+        assert told in done.error
+
+    def test_a_patch_has_no_room_for_a_policy(self, run: Run, manifest: Manifest, tmp_path: Path) -> None:
+        """A ConfigMap that is there has to be named."""
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("version: 1\npolicies: [{name: a, stance: neutral, turn: {false_alarm_rate: 0.01}}]\n")
+        assert "name it by --config" in run("attach", manifest(ENGINE), *BANK, "--policy", policy, "--patch").error
+
+
+class TestWhichContainer:
+    """The engine's container is seen, or asked for."""
+
+    @pytest.mark.parametrize(
+        ("container", "seen"),
+        [
+            ({"image": "vllm/vllm-openai", "args": ["m"]}, "vLLM"),
+            ({"image": "registry:5000/own", "command": ["vllm", "serve", "m"]}, "vLLM"),
+            ({"image": "own", "command": ["bash", "-lc", "exec python -m vllm.entrypoints.openai.api_server"]}, "vLLM"),
+            ({"image": "own", "command": ["/run.sh"], "args": ["--gpu-memory-utilization=0.9"]}, "vLLM"),
+            ({"image": "own", "command": ["sglang", "serve", "--model-path", "m"]}, "SGLang"),
+            ({"image": "own", "command": ["transformers", "serve"]}, "transformers"),
+        ],
+    )
+    def test_is_seen(self, run: Run, manifest: Manifest, container: dict[str, Any], seen: str) -> None:
+        """By its command, its image or its flags."""
+        done = run("attach", manifest({"name": "a", **container}), *BANK, *CONFIG)
+        assert f"note Deployment/x: sidecar added beside container a: {seen}" in done.err
+
+    def test_is_asked_for_between_two(self, run: Run, manifest: Manifest) -> None:
+        """Both are named; the flag decides."""
+        two = manifest(ENGINE, {**ENGINE, "name": "second"})
+        assert "engine, second all seem to run an engine" in run("attach", two, *BANK, *CONFIG).error
+        assert run("attach", two, *BANK, *CONFIG, "--container", "second").code == 0
+
+    def test_is_asked_for_where_none_is_seen(self, run: Run, manifest: Manifest) -> None:
+        """The containers there are told; name and engine decide."""
+        file = manifest({"name": "a", "image": "own:1", "args": ["m"]})
+        assert (
+            "name it, and by --engine what it runs: Deployment/x: a (own:1)"
+            in run("attach", file, *BANK, *CONFIG).error
+        )
+        assert "--engine" in run("attach", file, *BANK, *CONFIG, "--container", "a").error
+        assert engine_of(run("attach", file, *BANK, *CONFIG, "--container", "a", "--engine", "vllm"))["args"][0] == "m"
+
+    def test_a_router_is_none(self, run: Run, manifest: Manifest) -> None:
+        """Images that are called after an engine and run none are left alone."""
+        file = manifest({"name": "router", "image": "org/vllm-router:1"}, ENGINE)
+        assert "beside container engine" in run("attach", file, *BANK, *CONFIG).err
+
+
+class TestWhatIsRefused:
+    """Workloads that cannot be attached to, with what to do instead."""
+
+    @pytest.mark.parametrize(
+        ("engine", "told"),
+        [
+            ({"args": ["m", "--speculative-config", '{"method": "ngram"}']}, "--capture tap leaves that place to you"),
+            ({"args": ["m", "--kv-transfer-config", '{"kv_connector": "NixlConnector"}']}, "use --capture tap"),
+            ({"args": ["m"], "env": [{"name": "VLLM_PLUGINS", "value": "a"}]}, "set VLLM_PLUGINS=a,affect_monitor"),
+            ({"image": "org/vllm-own", "args": None}, "write them out as args"),
+            ({"command": ["sh", "-c", "/start.sh --max-model-len 4"]}, "its script shows no start of vllm"),
+            ({"command": ["sh", "-c", "vllm serve a & vllm serve b"]}, "starts the engine more than once"),
+            ({"command": ["sh", "-c", "vllm serve a --port $((80 + 1))"]}, "write the arguments as a list"),
+            ({"volumeMounts": [{"name": "affect-monitor-socket", "mountPath": "/x"}]}, "was not added by attach"),
+            ({"image": "s", "args": [], "command": ["sglang", "serve", "--speculative-algorithm", "EAGLE"]}, "drop it"),
+            ({"image": "s", "args": [], "command": ["sglang", "serve", "--pp-size", "2"]}, "use tensor parallelism"),
+        ],
+    )
+    def test_says_why(self, run: Run, manifest: Manifest, engine: dict[str, Any], told: str) -> None:
+        """Each with exit code 2 and the workload's name."""
+        done = run("attach", manifest({**ENGINE, **engine}), *BANK, *CONFIG)
+        assert done.code == 2
+        assert done.error.startswith("error Deployment/x ")
+        assert told in done.error
+
+    def test_a_pod_that_has_the_sidecar_from_elsewhere(self, run: Run, manifest: Manifest) -> None:
+        """It is left to whoever added it."""
+        done = run("attach", manifest(ENGINE, pod={"initContainers": [{"name": "affect-monitor"}]}), *BANK, *CONFIG)
+        assert "is there already and was not added by attach" in done.error
+
+    def test_files_without_workloads(self, run: Run, tmp_path: Path) -> None:
+        """The kinds that are known are named."""
+        (tmp_path / "x.yaml").write_text("kind: Service\n")
+        assert "holds no workload; attach knows Deployment" in run("attach", tmp_path / "x.yaml", *BANK, *CONFIG).error
+        (tmp_path / "x.yaml").write_text("a: [")
+        assert "is not YAML" in run("attach", tmp_path / "x.yaml", *BANK, *CONFIG).error
+        assert "cannot be read" in run("attach", tmp_path / "missing.yaml", *BANK, *CONFIG).error
+
+    @pytest.mark.parametrize("mode", ["Serverless", "Knative"])
+    def test_knative(self, run: Run, tmp_path: Path, mode: str) -> None:
+        """It takes no init container that stays."""
+        annotations = {"serving.kserve.io/deploymentMode": mode}
+        predictor = {"model": {"modelFormat": {"name": "vLLM"}}}
+        document = {"kind": "InferenceService", "metadata": {"name": "x", "annotations": annotations}}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(document | {"spec": {"predictor": predictor}}))
+        assert "set it to Standard" in run("attach", tmp_path / "x.yaml", *BANK, *CONFIG).error
+
+
+class TestDetach:
+    """The way back."""
+
+    def test_leaves_what_was_never_attached(self, run: Run, manifest: Manifest) -> None:
+        """To the letter, and says so."""
+        file = manifest(ENGINE)
+        done = run("detach", file)
+        assert (done.code, done.out) == (0, file.read_text())
+        assert done.err == "note Deployment/x: nothing was attached; left as it is\n"
+
+    def test_leaves_what_others_have_changed(self, run: Run, manifest: Manifest, tmp_path: Path) -> None:
+        """An image that was set after attach stays, and is told of."""
+        written = run("attach", manifest(ENGINE), *BANK, *CONFIG, "--engine-image", "own:1").out
+        (tmp_path / "y.yaml").write_text(written.replace("own:1", "own:2"))
+        done = run("detach", tmp_path / "y.yaml")
+        assert engine_of(done)["image"] == "own:2"
+        assert "containers/engine/image has been changed since attach wrote it, and stays" in done.err
+
+    def test_refuses_arguments_that_others_have_changed(self, run: Run, manifest: Manifest, tmp_path: Path) -> None:
+        """They are not guessed at; what was there before attach is told."""
+        written = run("attach", manifest(ENGINE), *BANK, *CONFIG).out
+        (tmp_path / "y.yaml").write_text(written.replace("- org/model", "- org/model\n            - --port=9", 1))
+        done = run("detach", tmp_path / "y.yaml")
+        assert done.code == 2
+        assert 'before, it was ["org/model"]' in done.error
+
+    def test_refuses_a_record_that_is_none(self, run: Run, manifest: Manifest) -> None:
+        """Nothing is taken out on a guess."""
+        metadata = {"name": "x", "annotations": {"affect-monitor.io/attached": "yes"}}
+        done = run("detach", manifest(ENGINE, metadata=metadata))
+        assert (done.code, done.out) == (2, "")
+        assert "is no record of what was attached" in done.error
+
+    def test_keeps_the_file_to_the_letter(self, run: Run, tmp_path: Path) -> None:
+        """Indents, quotes, comments and borders come back; so does what was changed by nobody."""
+        text = (
+            "# one\nkind: Deployment\nmetadata:\n  name: 'x'   # its name\nspec:\n  template:\n    spec:\n"
+            "      containers:\n      - name: e\n        image: vllm/vllm-openai\n"
+            "        args:\n        - m   # the model\n"
+            "        - '--port=8000'\n\n# two\n---\nkind: Service # three\n"
+        )
+        (tmp_path / "x.yaml").write_text(text)
+        written = run("attach", tmp_path / "x.yaml", *BANK, *CONFIG).out
+        (tmp_path / "y.yaml").write_text(written)
+        assert run("detach", tmp_path / "y.yaml").out == text
