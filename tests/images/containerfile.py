@@ -61,7 +61,7 @@ class Build:
     def __init__(self, root: Path, python: Path, arguments: Mapping[str, str]) -> None:
         self._root, self._python, self._arguments = root, python, arguments
         self.variables = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}"}
-        self.inside("/tmp").mkdir()  # noqa: S108 - the image's
+        self.inside("/tmp").mkdir(parents=True)  # noqa: S108 - the image's
 
     def carry_out(self, stage: Stage) -> None:
         """Takes the instructions of a stage in order; those that only describe the image are passed over."""
