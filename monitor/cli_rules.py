@@ -46,9 +46,9 @@ def rules_build(
     """Write recording and alerting rules; the same policy file makes the same rules."""
     from monitor.policy.schema import read_policy
     from monitor.rules.alertmanager import fragment
+    from monitor.rules.alertmanager_config import alertmanager_config
     from monitor.rules.build import build
     from monitor.rules.manifest import origin, prometheus_rule, write
-    from monitor.rules.alertmanager_config import alertmanager_config
 
     policies, named = read_policy(policy), (name, namespace, _labels(label or []))
     make: dict[Format, Callable[[], dict[str, Any]]] = {
