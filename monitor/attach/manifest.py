@@ -45,22 +45,12 @@ class Document:
     def __post_init__(self) -> None:
         self._before = plain(self.content)
 
-    @property
-    def before(self) -> Any:
-        """What it said when it was read."""
-        return self._before
-
     def written(self) -> str:
         """The document as text; as it was, where nothing has changed."""
         if plain(self.content) == self._before:
             return self.border + self.text + self.end
         text = StringIO()
         _yaml(self.text).dump(self.content, text)
-        return self.border + self.text + self.end
-        text, yaml = StringIO(), _yaml(self.text)
-        # YAML takes these for ends of lines, unless they are written as what they are.
-        yaml.allow_unicode = not set(json.dumps(plain(self.content), ensure_ascii=False, default=str)) & _BREAKS
-        yaml.dump(self.content, text)
         return self.border + text.getvalue() + self.end
 
 

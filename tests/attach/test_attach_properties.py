@@ -62,7 +62,7 @@ def workloads(draw: st.DrawFn) -> dict[str, Any]:
         container |= {"command": ["python3", "-m", "vllm.entrypoints.openai.api_server"], "args": arguments}
     for *above, key in HOLES:
         value = draw(st.sampled_from(["absent", "null", "empty", "theirs"]))
-        theirs: Any = [{"name": "theirs"}] if key in LISTS else {"theirs": "1"}
+        theirs: Any = [{"name": "theirs", "mountPath": "/theirs"}] if key in LISTS else {"theirs": "1"}
         if value != "absent":
             empty: Any = [] if key in LISTS else {}
             find(manifest, above)[key] = {"null": None, "empty": empty, "theirs": theirs}[value]
