@@ -151,3 +151,13 @@ def test_capture_moves_nothing_in_vllm(tmp_path: Path) -> None:
     for stage in stages("vllm"):
         build.carry_out(stage)
     assert installed(programs / "python") == before | {"affect-monitor": __version__}
+
+
+def test_capture_asks_for_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """On a base that is no vLLM's the build fails, and says what is not there."""
+    build = Build(tmp_path / "image", base(tmp_path / "base"), {})
+    wheel, capture = stages("vllm")
+    build.carry_out(wheel)
+    with pytest.raises(subprocess.CalledProcessError):
+        build.carry_out(capture)
+    assert "requires grpcio, which is not installed" in capfd.readouterr().out
