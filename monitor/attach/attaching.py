@@ -10,7 +10,7 @@ from monitor.attach.capturing import Wanted, captured_by, command_line
 from monitor.attach.command import CommandLine
 from monitor.attach.edits import Edits, Path, find, undo
 from monitor.attach.engine import Engine
-from monitor.attach.pod import INGEST, SIDECAR, SOCKET, security
+from monitor.attach.pod import GROUP, INGEST, LOCAL_VOLUMES, SIDECAR, SOCKET, Sidecar
 from monitor.attach.workload import Inference, Pod, find_inference, pods_of, title
 from monitor.errors import SetupError
 
@@ -99,23 +99,30 @@ def _add_sidecar(edits: Edits, manifest: dict[str, Any], pod: Pod, wanted: Wante
         edits.put((*pod.spec, "volumes", volume["name"]), volume)
     place = "initContainers" if native else "containers"
     edits.put((*pod.spec, place, SIDECAR), wanted.sidecar.container(native=native))
-    for kind, values in (("labels", wanted.sidecar.labels()), ("annotations", wanted.sidecar.annotations())):
-        for key, value in values.items():
-            edits.fill((*pod.metadata, kind, key), value)
+    _mark(edits, manifest, pod, wanted.sidecar)
     if not pod.is_whole:
         return [
             "a runtime of KServe has no init containers: the sidecar is a classic container",
-            "a runtime of KServe has no fsGroup: socket_mode has to be 0666, as in the settings that attach writes",
+            "a runtime of KServe has no groups: socket_mode has to be 0666, as in the settings that attach writes",
         ]
-    context = (*pod.spec, "securityContext")
-    if find(manifest, (*context, "fsGroup")) is not None:
-        return []
-    for key, value in security().items():
-        edits.fill((*context, key), value)
-    claims = [v["name"] for v in find(manifest, (*pod.spec, "volumes")) if "persistentVolumeClaim" in v]
-    theirs = [name for name in claims if name != "affect-monitor-bank"]
-    told = f"the pod gets fsGroup {security()['fsGroup']}, for the socket; files of {', '.join(theirs)} get it too"
-    return [f"{told}, once, if their volume's driver supports it"] if theirs else []
+    groups = (*pod.spec, "securityContext", "supplementalGroups")
+    theirs = find(manifest, groups) or []
+    if GROUP not in theirs:
+        edits.put(groups, [*theirs, GROUP])
+    return []
+
+
+def _mark(edits: Edits, manifest: dict[str, Any], pod: Pod, sidecar: Sidecar) -> None:
+    """Puts labels and annotations on a pod; what is there stays."""
+    for key, value in sidecar.labels().items():
+        edits.fill((*pod.metadata, "labels", key), value)
+    for key, value in sidecar.annotations().items():
+        path = (*pod.metadata, "annotations", key)
+        theirs = find(manifest, path)
+        if key == LOCAL_VOLUMES and theirs is not None:
+            edits.put(path, f"{theirs},{value}")
+        else:
+            edits.fill(path, value)
 
 
 def _other_stages(manifest: dict[str, Any], inference: Inference, line: CommandLine) -> list[tuple[Pod, Path]]:

@@ -59,7 +59,6 @@ def sidecar_settings(bank: str, socket_mode: str, further: Mapping[str, Any]) ->
         "ingest": INGEST,
         "socket_mode": socket_mode,
         "http_host": "0.0.0.0",  # noqa: S104 - Prometheus scrapes it from outside the pod
-        "http_port": 9469,
         "drain_seconds": 10,
         "state_file": "/var/lib/affect-monitor/state.json",
         **further,

@@ -138,7 +138,7 @@ def _config(manifest: dict[str, Any], configuration: Configuration) -> dict[str,
     if configuration.policy is None:
         return None
     metadata = manifest.get("metadata") or {}
-    # Without an fsGroup the sidecar and an engine of another user have no group in common.
+    # Where a pod's groups cannot be said, the sidecar and an engine of another user have none in common.
     mode = "0660" if all(pod.is_whole for pod in pods_of(manifest)) else "0666"
     settings = sidecar_settings(configuration.bank, mode, configuration.settings)
     return config_map(

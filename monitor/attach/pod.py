@@ -11,9 +11,12 @@ INGEST = "unix:///run/affect-monitor/ingest.sock"
 SOCKET = "affect-monitor-socket"
 BANKS = "/var/lib/affect-monitor-bank"
 IMAGE = "ghcr.io/affect-monitor/affect-monitor"
+GROUP = 10001
+"""Group of the sidecar and its socket: as a further one of the pod, it lets engines in, whoever they run as."""
+LOCAL_VOLUMES = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+"""Annotation of pods: their volumes that keep no node, with commas between."""
 
 _CONFIG, _STATE = "/etc/affect-monitor", "/var/lib/affect-monitor"
-_USER = 10001
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,6 @@ class Sidecar:
         Args:
             native: Whether it is an init container that stays, or one like any other.
         """
-        probe = {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6}
         mounts = [
             self.mount(),
             {"name": "affect-monitor-config", "mountPath": _CONFIG, "readOnly": True},
@@ -55,16 +57,18 @@ class Sidecar:
             "imagePullPolicy": "IfNotPresent",
             **({"restartPolicy": "Always"} if native else {}),
             "args": ["serve", "--settings", f"{_CONFIG}/settings.yaml"],
+            # Said here, since Kubernetes would set it to an address beside a Service called affect-http.
+            "env": [{"name": "AFFECT_HTTP_PORT", "value": "9469"}],
             "ports": [{"name": "affect-http", "containerPort": 9469, "protocol": "TCP"}],
             "startupProbe": {**_get("/readyz"), "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 150},
-            "livenessProbe": {**_get("/healthz"), **probe},
-            "readinessProbe": {**_get("/readyz"), **probe},
+            # None for readiness: a slow monitor takes no engine out of its Service.
+            "livenessProbe": {**_get("/healthz"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
             **({} if native else {"lifecycle": wait}),
             "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": _USER,
-                "runAsGroup": _USER,
+                "runAsUser": 10001,
+                "runAsGroup": GROUP,
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
@@ -96,13 +100,7 @@ class Sidecar:
     def annotations(self) -> dict[str, str]:
         """The autoscaler may move such pods: nothing in these volumes outlives them anyway."""
         local = ",".join(volume["name"] for volume in self.volumes() if "emptyDir" in volume)
-        made = {"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": local}
-        return made | ({"affect-monitor.io/config-checksum": self.checksum} if self.checksum else {})
-
-
-def security() -> dict[str, Any]:
-    """What of a pod's security context lets engine and sidecar share the socket, whoever the engine runs as."""
-    return {"fsGroup": _USER, "fsGroupChangePolicy": "OnRootMismatch"}
+        return {LOCAL_VOLUMES: local} | ({"affect-monitor.io/config-checksum": self.checksum} if self.checksum else {})
 
 
 def _get(path: str) -> dict[str, Any]:

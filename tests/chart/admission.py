@@ -47,7 +47,7 @@ class Admission:
             return pod
         admitted = copy.deepcopy(pod)
         for mutation in self._mutations:
-            variables = {name: self._value(each, admitted, {}) for name, each in self._variables.items()}
+            variables = {name: _plain(self._value(each, admitted, {})) for name, each in self._variables.items()}
             for patch in [MessageToDict(each.value()) for each in self._value(mutation, admitted, variables)]:
                 _add(admitted, patch)
         return admitted
@@ -64,6 +64,11 @@ class Admission:
         if "ERROR" in str(found.type()):
             raise ValueError(str(found.value()))
         return found.value()
+
+
+def _plain(value: Any) -> Any:
+    """A value of CEL as one that CEL takes again."""
+    return [each.value() for each in value] if isinstance(value, list) else value
 
 
 def _pool() -> descriptor_pool.DescriptorPool:

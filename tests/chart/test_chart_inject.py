@@ -170,12 +170,12 @@ class TestInjection:
             native.admit(bare)
 
     def test_keeps_what_the_pod_has(self, native: Admission) -> None:
-        """Volumes, init containers, annotations and a group of the pod's own stay, and ours come after them."""
+        """Volumes, init containers, annotations and groups of the pod's own stay, and ours come after them."""
         autoscaler = {"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "scratch"}
         full = pod(
             volumes=[{"name": "weights", "persistentVolumeClaim": {"claimName": "weights"}}],
             initContainers=[{"name": "fetch", "image": "fetch"}],
-            securityContext={"runAsUser": 0, "fsGroup": 2000},
+            securityContext={"runAsUser": 0, "fsGroup": 2000, "supplementalGroups": [3000]},
         )
         full["metadata"]["annotations"] = autoscaler
         before = copy.deepcopy(full)
@@ -183,17 +183,30 @@ class TestInjection:
         assert full == before
         assert admitted["spec"]["volumes"][0] == before["spec"]["volumes"][0]
         assert [each["name"] for each in admitted["spec"]["initContainers"]] == ["fetch", "affect-monitor"]
-        assert admitted["spec"]["securityContext"] == before["spec"]["securityContext"]
-        assert admitted["metadata"]["annotations"].items() >= autoscaler.items()
+        groups = {"supplementalGroups": [3000, 10001]}
+        assert admitted["spec"]["securityContext"] == {**before["spec"]["securityContext"], **groups}
+        (volumes,) = [admitted["metadata"]["annotations"][key] for key in autoscaler]
+        assert volumes == "scratch,affect-monitor-socket,affect-monitor-state,affect-monitor-tmp"
 
-    def test_adds_the_group_to_a_security_context_without(self, native: Admission) -> None:
-        """A pod that says something of its security, but no group, gets the group that the socket needs."""
-        admitted = native.admit(pod(securityContext={"runAsNonRoot": True}))
-        assert admitted["spec"]["securityContext"] == {
-            "runAsNonRoot": True,
-            "fsGroup": 10001,
-            "fsGroupChangePolicy": "OnRootMismatch",
-        }
+    @pytest.mark.parametrize("theirs", [{}, {"supplementalGroups": []}, {"supplementalGroups": [10001]}])
+    def test_adds_the_group_to_a_security_context_without(self, native: Admission, theirs: Document) -> None:
+        """A pod that says something of its security has the group that the socket needs, once."""
+        admitted = native.admit(pod(securityContext={"runAsNonRoot": True, **theirs}))
+        assert admitted["spec"]["securityContext"] == {"runAsNonRoot": True, "supplementalGroups": [10001]}
+
+    @pytest.mark.parametrize(
+        ("theirs", "group"),
+        [
+            ({}, {"fsGroup": 10001, "fsGroupChangePolicy": "OnRootMismatch"}),
+            ({"fsGroup": 2000}, {"fsGroup": 2000}),
+        ],
+    )
+    def test_gives_the_volumes_a_group_for_a_token(self, theirs: Document, group: Document) -> None:
+        """The sidecar reads the token's file as one of the volumes' group: the pod's own, where it has one."""
+        values = {"inject": {"enabled": True}, "token": {"secretName": "affect-monitor-token"}}
+        policy = made(documents(rendered_files(values)), "MutatingAdmissionPolicy")
+        admitted = Admission(policy).admit(pod(securityContext=theirs) if theirs else pod())
+        assert admitted["spec"]["securityContext"] == {"supplementalGroups": [10001], **group}
 
     def test_brings_the_bank_before_the_sidecar(self, render: Render) -> None:
         """A bank that has to be fetched is there when the sidecar starts."""

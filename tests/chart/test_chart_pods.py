@@ -162,21 +162,25 @@ class TestSidecar:
         assert settings(made)["drain_seconds"] == 15
 
     def test_is_probed_where_it_answers(self, render: Render) -> None:
-        """By HTTP on its port, on pages that it has; it may load its bank as long as the values say."""
+        """By HTTP on its port, on pages that it has; for as long as the values say, and never for readiness."""
         sidecar = named(template(render("settings"))["spec"]["initContainers"], "affect-monitor")
-        asked = {probe: sidecar[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+        asked = {probe: said["httpGet"] for probe, said in sidecar.items() if probe.endswith("Probe")}
         assert asked == {
             "startupProbe": {"path": "/readyz", "port": "affect-http"},
             "livenessProbe": {"path": "/healthz", "port": "affect-http"},
-            "readinessProbe": {"path": "/readyz", "port": "affect-http"},
         }
         startup = sidecar["startupProbe"]
         assert startup["periodSeconds"] * startup["failureThreshold"] == 60
 
+    def test_keeps_its_port_beside_any_service(self, render: Render) -> None:
+        """What Kubernetes says of Services around the pod does not become its setting."""
+        for name in ("demo", "classic"):
+            sidecar = named(all_containers(template(render(name))["spec"]), "affect-monitor")
+            assert sidecar["env"] == [{"name": "AFFECT_HTTP_PORT", "value": "9469"}]
+
     def test_shares_its_socket_by_group(self, render: Render) -> None:
-        """The pod's group owns the socket's folder, and volumes that have it already are left alone."""
-        context = template(render("demo"))["spec"]["securityContext"]
-        assert context == {"fsGroup": 10001, "fsGroupChangePolicy": "OnRootMismatch"}
+        """Every container is in the sidecar's group, and no volume of the pod changes hands."""
+        assert template(render("demo"))["spec"]["securityContext"] == {"supplementalGroups": [10001]}
 
     def test_is_the_image_of_the_values(self, render: Render) -> None:
         """Repository, tag and digest, and the secret to pull them with."""
@@ -186,7 +190,7 @@ class TestSidecar:
         assert pod["imagePullSecrets"] == [{"name": "registry"}]
 
     def test_gets_its_token_from_a_secret(self, render: Render) -> None:
-        """Readable by the pod's group alone, since the sidecar refuses a token that everyone can read."""
+        """Readable by the volumes' group alone, since the sidecar refuses a token that everyone can read."""
         made = render("settings")
         volume = named(template(made)["spec"]["volumes"], "affect-monitor-token")
         assert volume["secret"] == {
@@ -196,6 +200,11 @@ class TestSidecar:
         }
         mount = named(named(template(made)["spec"]["initContainers"], "affect-monitor")["volumeMounts"], volume["name"])
         assert settings(made)["token_file"] == f"{mount['mountPath']}/token"
+        assert template(made)["spec"]["securityContext"] == {
+            "supplementalGroups": [10001],
+            "fsGroup": 10001,
+            "fsGroupChangePolicy": "OnRootMismatch",
+        }
 
     def test_takes_settings_over_those_of_the_chart(self, render: Render) -> None:
         """Settings of the values stand beside those that the chart makes."""

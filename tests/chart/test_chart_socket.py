@@ -47,13 +47,18 @@ def connect(path: Path) -> None:
         client.connect(str(path))
 
 
-@pytest.fixture(params=["ours", "own"])
+@pytest.fixture(params=["disk", "memory", "own"])
 def place(request: pytest.FixtureRequest, render: Render) -> Iterator[tuple[Path, int]]:
-    """A folder as the kubelet makes an emptyDir with an fsGroup, the chart's or the pod's own, and that group."""
-    group = pod(render)["securityContext"]["fsGroup"] if request.param == "ours" else POD_GROUP
+    """A folder as the kubelet makes an emptyDir, without and with an fsGroup, and the group that the socket gets."""
+    (ours,) = pod(render)["securityContext"]["supplementalGroups"]
+    owner, mode, group = {
+        "disk": (0, 0o777, ours),
+        "memory": (0, 0o1777, ours),
+        "own": (POD_GROUP, 0o2777, POD_GROUP),
+    }[request.param]
     folder = Path(tempfile.mkdtemp())
-    os.chown(folder, 0, group)
-    folder.chmod(0o2777)
+    os.chown(folder, 0, owner)
+    folder.chmod(mode)
     yield folder, group
     shutil.rmtree(folder)
 
@@ -88,12 +93,12 @@ class TestSocket:
     """The socket of a rendered pod."""
 
     def test_belongs_to_the_pods_group(self, path: Path, place: tuple[Path, int]) -> None:
-        """The folder hands its group on, whatever the sidecar's own group is; nobody else may connect."""
+        """It is of the sidecar's group, or of the one that the folder hands on; nobody else may connect."""
         found = path.stat()
         assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (10001, place[1], 0o660)
 
     def test_is_reached_by_an_engine_that_is_not_root(self, path: Path, place: tuple[Path, int]) -> None:
-        """Every container of the pod is in its group, besides its own."""
+        """Every container of the pod is in that group, besides its own."""
         assert become(ENGINE, ENGINE, [place[1]], lambda: connect(path))
 
     def test_is_reached_by_a_root_without_capabilities(self, path: Path, place: tuple[Path, int]) -> None:

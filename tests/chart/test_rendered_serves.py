@@ -32,7 +32,7 @@ BANK = "smollm2-135m-instruct"
 TOKEN = "a-token-of-the-test"  # noqa: S105 - of the test
 SECRETS = {"affect-monitor-token": {"token": TOKEN}}
 WORKLOADS = Path(__file__).parents[1] / "attach" / "workloads"
-PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+PROBES = ("startupProbe", "livenessProbe")
 
 
 def template(made: list[Document]) -> Document:
@@ -102,7 +102,7 @@ def samples(running: Program, name: str, **labels: str) -> list[float]:
 def check_serves(pod: PodFolder, running: Program, bank: Bank) -> None:
     """Asks for what Kubernetes, Prometheus and an engine ask of a sidecar."""
     container = pod.container("affect-monitor")
-    for probe in filter(container.get, PROBES):
+    for probe in PROBES:
         asked = container[probe]["httpGet"]
         assert port_of(container, asked["port"]) == 9469
         timeout = container[probe].get("timeoutSeconds", 1)

@@ -36,7 +36,19 @@ maps of one type.
 (has({{ $field }}) ? [] : [JSONPatch{op: "add", path: {{ $path }}, value: {}}])
 {{- range $key, $value := .entries }} +
 (has({{ $field }}) && {{ toJson $key }} in {{ $field }} ? [] : [
-  JSONPatch{op: "add", path: {{ $path }} + {{ printf "/%s" ($key | replace "~" "~0" | replace "/" "~1") | toJson }}, value: {{ include "affect-monitor.cel" $value }}}
+  JSONPatch{op: "add", path: {{ include "affect-monitor.cel.at" (dict "path" $path "key" $key) }}, value: {{ include "affect-monitor.cel" $value }}}
 ])
 {{- end }}
+{{- end -}}
+
+{{/* Patches that add "text" to the text at "key" of the map "field", at "path", where the pod has one. */}}
+{{- define "affect-monitor.cel.lengthen" -}}
+(has({{ .field }}) && {{ toJson .key }} in {{ .field }} ? [
+  JSONPatch{op: "add", path: {{ include "affect-monitor.cel.at" . }}, value: {{ .field }}[{{ toJson .key }}] + {{ toJson .text }}}
+] : [])
+{{- end -}}
+
+{{/* Path of "key" in the map at "path" (CEL, both). */}}
+{{- define "affect-monitor.cel.at" -}}
+{{ .path }} + {{ printf "/%s" (.key | replace "~" "~0" | replace "/" "~1") | toJson }}
 {{- end -}}

@@ -18,7 +18,6 @@ policy.yaml: |
   "ingest" "unix:///run/affect-monitor/ingest.sock"
   "socket_mode" "0660"
   "http_host" "0.0.0.0"
-  "http_port" 9469
   "drain_seconds" .Values.sidecar.drainSeconds
   "state_file" "/var/lib/affect-monitor/state.json"
 -}}

@@ -18,10 +18,14 @@ affect-monitor.io/sidecar: "true"
 
 {{/* The autoscaler may move such pods: nothing in these volumes outlives them anyway. */}}
 {{- define "affect-monitor.podAnnotations" -}}
-cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes: {{ include "affect-monitor.localVolumes" . }}
+{{ include "affect-monitor.localVolumesKey" . }}: {{ include "affect-monitor.localVolumes" . }}
 {{- if .Values.config.rollPods }}
 affect-monitor.io/config-checksum: {{ include "affect-monitor.config" . | sha256sum }}
 {{- end }}
+{{- end -}}
+
+{{- define "affect-monitor.localVolumesKey" -}}
+cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes
 {{- end -}}
 
 {{- define "affect-monitor.localVolumes" -}}
@@ -33,12 +37,16 @@ affect-monitor.io/config-checksum: {{ include "affect-monitor.config" . | sha256
 {{- end -}}
 
 {{/*
-The socket has mode 0660. Its folder gets this group, setgid, and every container of the pod is in it: an engine that is root without
-capabilities reaches it as well as one that is not root. A pod with an fsGroup keeps its own, which does the same.
+The socket has mode 0660 and the sidecar's group, and every container of the pod is in it: an engine that is root without capabilities reaches
+it as well as one that is not root. Where the pod has an fsGroup, the socket's folder hands that one on, which every container is in too.
+A Secret's file belongs to root, so that only an fsGroup lets the sidecar read a token that others may not read.
 */}}
 {{- define "affect-monitor.podSecurityContext" -}}
+supplementalGroups: [10001]
+{{- if .Values.token.secretName }}
 fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
+{{- end }}
 {{- end -}}
 
 {{- define "affect-monitor.initContainers" -}}
@@ -67,9 +75,12 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 restartPolicy: Always
 {{- end }}
 args: [serve, --settings, /etc/affect-monitor/settings.yaml]
+env:
+  {{- /* Said here, since Kubernetes would set it to an address beside a Service called affect-http. */}}
+  - {name: AFFECT_HTTP_PORT, value: "9469"}
 ports:
   - {name: affect-http, containerPort: 9469, protocol: TCP}
-{{- /* By HTTP: the kubelet's gRPC probes reach no unix socket. Generous, since a pod is no better off without its engine. */}}
+{{- /* By HTTP: the kubelet's gRPC probes reach no unix socket. Not for readiness: a slow monitor takes no engine out of its Service. */}}
 startupProbe:
   httpGet: {path: /readyz, port: affect-http}
   periodSeconds: 2
@@ -77,11 +88,6 @@ startupProbe:
   failureThreshold: {{ div .Values.sidecar.startupSeconds 2 }}
 livenessProbe:
   httpGet: {path: /healthz, port: affect-http}
-  periodSeconds: 10
-  timeoutSeconds: 5
-  failureThreshold: 6
-readinessProbe:
-  httpGet: {path: /readyz, port: affect-http}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
