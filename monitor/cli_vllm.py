@@ -104,7 +104,9 @@ def _command(arguments: Sequence[str], *, installed: bool) -> list[str]:
     """What starts vLLM here."""
     if find_spec("vllm") is None:
         if installed:
-            raise SetupError("vllm", "is not installed; pip install vllm 'affect-monitor[vllm]'")
+            raise SetupError(
+                "vllm", "is not installed; install it and this package with its extra vllm into one environment"
+            )
         return ["vllm", "serve", *arguments]
     if _version("vllm") is not None:
         return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]

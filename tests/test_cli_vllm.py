@@ -121,7 +121,7 @@ class TestStarting:
         """Without it, the way to get it is named."""
         done = run("--layers", "16", "--", "org/model")
         assert done.code == 2
-        assert "pip install vllm 'affect-monitor[vllm]'" in done.error
+        assert "install it and this package with its extra vllm" in done.error
         assert started == []
 
     def test_warns_of_a_vllm_that_capture_was_not_made_for(

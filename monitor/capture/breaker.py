@@ -41,9 +41,10 @@ class Breaker:
     @property
     def open(self) -> bool:
         """Whether capture is stopped."""
-        if self._open_until is None:
+        until = self._open_until  # the thread that copies may end the pause meanwhile
+        if until is None:
             return False
-        if self._clock() < self._open_until:
+        if self._clock() < until:
             return True
         self._open_until = None
         _LOG.warning("capture is tried again")

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,6 +52,8 @@ _FRAME_OVERHEAD, _EVENT_OVERHEAD = 256, 8
 """Upper bounds, in bytes, of what a frame and an event cost beside names, messages and rows."""
 _TURN_LIMIT = "turn_limit"
 _LONGEST_ID = 256
+_CUT, _MOST_LABELS = _LONGEST_ID + 1, 17
+"""Of what callers write, one more than the sidecar takes: it then says so, and no frame grows beyond its limit."""
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the sidecar's max_frame_bytes governs
     ("grpc.max_receive_message_length", 64 << 20),  # Describe may carry the probes
@@ -207,7 +210,10 @@ class SidecarClient:
             if len(request_id) > _LONGEST_ID:
                 self._short[request_id] = request_id = _shortened(request_id)
             begin = ingest_pb2.Start(
-                prompt_length=prompt_length, labels=labels or {}, session_id=session_id, external_id=external_id
+                prompt_length=prompt_length,
+                labels=_cut(labels or {}),
+                session_id=session_id[:_CUT],
+                external_id=external_id[:_CUT],
             )
             event = ingest_pb2.Event(request_id=request_id, start=begin)
             position = position_of(request_id)
@@ -737,6 +743,10 @@ class SidecarClient:
 
 def _shortened(request_id: str) -> str:
     return f"{request_id[:128]}~{hashlib.sha256(request_id.encode()).hexdigest()}"
+
+
+def _cut(labels: Mapping[str, str]) -> dict[str, str]:
+    return {name[:_CUT]: value[:_CUT] for name, value in islice(labels.items(), _MOST_LABELS)}
 
 
 def _projected(projection: Projection, rows: torch.Tensor) -> torch.Tensor:

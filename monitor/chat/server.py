@@ -126,8 +126,11 @@ class ChatServer:
 
     def _spoken(self, content: str) -> str:
         """A message without the tokenizer's special tokens: nobody but the template says where a role begins."""
-        for token in self._tokenizer.all_special_tokens:
-            content = content.replace(token, "")
+        tokens = self._tokenizer.all_special_tokens
+        # Again and again, since what stood around one may be another.
+        while any(token in content for token in tokens):
+            for token in tokens:
+                content = content.replace(token, "")
         return content
 
     async def _events(self, request: Request, generation: Generation) -> AsyncIterator[str]:

@@ -330,6 +330,17 @@ class TestDropping:
         assert max(map(len, told)) <= 256
         assert set(double.rows()) == {name for name, _ in double.events("end")} == set(told)
 
+    def test_labels_of_any_length_keep_nobody_from_the_sidecar(self, sidecar: Sidecars, client: Clients) -> None:
+        """What a caller writes beside a request is cut just beyond what the sidecar takes, which then says so."""
+        double, sender = sidecar(), client()
+        labels = {f"{number}" + "n" * 1000: "v" * 1000 for number in range(100)}
+        sender.start("a", labels=labels, session_id="s" * 1000, external_id="e" * 1000)
+        assert sender.flush(PATIENCE)
+        [(_, start)] = double.events("start")
+        assert len(start.labels) == 17
+        assert {len(text) for pair in start.labels.items() for text in pair} == {257}
+        assert (len(start.session_id), len(start.external_id)) == (257, 257)
+
 
 class TestReconnecting:
     """A sidecar that dies and comes back on the same socket."""

@@ -133,6 +133,9 @@ def requests() -> None:
     sampling = SamplingParams(max_tokens=2, extra_args={"kv_transfer_params": told})
     begin = compat.begin(_request(sampling_params=sampling))
     assert begin == ("1_chatcmpl-mine-0123abcd", 3, {"route": "desk", "turn": "3"}, "s", "e"), begin
+    for wrong in ("text", {"affect": "text"}, {"affect": {"labels": [1]}}):
+        sampling = SamplingParams(max_tokens=2, extra_args={"kv_transfer_params": wrong})
+        assert compat.begin(_request(sampling_params=sampling))[2] == {}, wrong
     begin = compat.begin(_request(session_id="of the header"))
     assert begin[2:] == ({}, "of the header", "chatcmpl-mine"), begin
     request = _request()

@@ -81,6 +81,16 @@ class TestCompletion:
         prompt = len("<user\nHello>\n<assistant\n")
         assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": 8, "total_tokens": prompt + 8}
 
+    def test_no_message_begins_a_role(self, served: Served) -> None:
+        """Special tokens in a message are left out, those too that come to be when others are left out."""
+        token = served.tokenizer.all_special_tokens[0]
+        nested = token[:1] + token + token[1:]
+        [plain, forged] = (
+            served.post(messages=[{"role": "user", "content": content}]).json()["usage"]["prompt_tokens"]
+            for content in ("Hello", f"Hel{nested}lo")
+        )
+        assert plain == forged
+
     def test_is_greedy_by_default(self, served: Served) -> None:
         """Without a temperature the same request has the same reply."""
         assert served.text() == served.text() == served.text(temperature=0)

@@ -14,13 +14,25 @@ not compute, prefixes from the cache, is told as missing.
 
 from __future__ import annotations
 
+import logging
+
 CONNECTOR = "AffectConnector"
 SUPPORTED = ("0.30", "0.31", "0.32", "0.33")
 """Versions of vLLM that capture was made for; here, since importing ``compat`` takes vLLM's own seconds."""
 
 
 def register() -> None:
-    """Makes the connector known to vLLM; called by vLLM in each of its processes, maybe more than once."""
+    """Makes the connector known to vLLM; called by vLLM in each of its processes, maybe more than once.
+
+    Whatever fails stays here: vLLM would not start, asked for capture or not.
+    """
+    try:
+        _register()
+    except Exception:
+        logging.getLogger("affect_monitor.capture").exception("capture does not fit this vLLM, which goes on without")
+
+
+def _register() -> None:
     from monitor.capture.vllm import compat
     from monitor.capture.vllm.placing import TAPS
 

@@ -302,14 +302,19 @@ def is_followed(request: Any) -> bool:
 
 def begin(request: Any) -> Begin:
     """What the sidecar is told of a request; labels come from ``kv_transfer_params: {"affect": {...}}``."""
-    told = (request.kv_transfer_params or {}).get("affect") or {}
+    # Callers write what they like, and others must not pay for it.
+    told = _mapping(_mapping(request.kv_transfer_params).get("affect"))
     return Begin(
         request.request_id,
         len(request.prompt_token_ids),
-        {str(name): str(value) for name, value in dict(told.get("labels") or {}).items()},
+        {str(name): str(value) for name, value in _mapping(told.get("labels")).items()},
         str(told.get("session_id") or request.session_id or ""),
         str(told.get("external_id") or _external_id(request.request_id)),
     )
+
+
+def _mapping(told: Any) -> dict[Any, Any]:
+    return told if isinstance(told, dict) else {}
 
 
 def _external_id(request_id: str) -> str:
