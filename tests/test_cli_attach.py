@@ -126,6 +126,21 @@ class TestWhichContainer:
         assert "beside container engine" in run("attach", file, *BANK, *CONFIG).err
 
 
+class TestWhatIsWritten:
+    """YAML that kubectl's older reader takes for the same."""
+
+    def test_texts_that_look_like_truth_values(self, run: Run, tmp_path: Path) -> None:
+        """A text such as on or no stays a text, in a file with aliases too, whose quotes are lost."""
+        names = "&env [{name: A, value: 'on'}, {name: B, value: 'No'}]"
+        engine = f"{{name: engine, image: vllm/vllm-openai:v0.32.0, args: [m], env: {names}}}"
+        pod = f"{{containers: [{engine}, {{name: other, image: other, env: *env}}]}}"
+        (tmp_path / "x.yaml").write_text(
+            f"{{apiVersion: apps/v1, kind: Deployment, metadata: {{name: x}}, spec: {{template: {{spec: {pod}}}}}}}"
+        )
+        done = run("attach", tmp_path / "x.yaml", *BANK, *CONFIG)
+        assert [variable["value"] for variable in engine_of(done)["env"]] == ["on", "No"]
+
+
 class TestWhatIsRefused:
     """Workloads that cannot be attached to, with what to do instead."""
 
@@ -135,6 +150,8 @@ class TestWhatIsRefused:
             ({"args": ["m", "--speculative-config", '{"method": "ngram"}']}, "--capture tap leaves that place to you"),
             ({"args": ["m", "--kv-transfer-config", '{"kv_connector": "NixlConnector"}']}, "use --capture tap"),
             ({"args": ["m"], "env": [{"name": "VLLM_PLUGINS", "value": "a"}]}, "set VLLM_PLUGINS=a,affect_monitor"),
+            ({"args": "--model m"}, "args: is no list"),
+            ({"name": ""}, "one has no name"),
             ({"image": "org/vllm-own", "args": None}, "write them out as args"),
             ({"command": ["sh", "-c", "/start.sh --max-model-len 4"]}, "its script shows no start of vllm"),
             ({"command": ["sh", "-c", "vllm serve a & vllm serve b"]}, "starts the engine more than once"),
@@ -199,6 +216,14 @@ class TestDetach:
         done = run("detach", tmp_path / "y.yaml")
         assert done.code == 2
         assert 'before, it was ["org/model"]' in done.error
+
+    def test_refuses_a_container_of_another_name(self, run: Run, manifest: Manifest, tmp_path: Path) -> None:
+        """What was put into a container that is not found any more is not left behind in silence."""
+        file = tmp_path / "attached.yaml"
+        file.write_text(run("attach", manifest(ENGINE), *BANK, *CONFIG).out.replace("name: engine", "name: renamed"))
+        done = run("detach", file)
+        assert (done.code, done.out) == (2, "")
+        assert "containers/engine: is there no more" in done.error
 
     def test_refuses_a_record_that_is_none(self, run: Run, manifest: Manifest) -> None:
         """Nothing is taken out on a guess."""

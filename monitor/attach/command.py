@@ -69,6 +69,13 @@ class CommandLine:
         return {"command": list(self.command or []), "args": list(arguments)}
 
 
+def _parts(container: dict[str, Any], key: str) -> list[str]:
+    told = container.get(key) or []
+    if not isinstance(told, list):
+        raise SetupError(key, "is no list; write one item for each argument")
+    return [str(part) for part in told]
+
+
 def read_command(container: dict[str, Any], start: Start) -> CommandLine | None:
     """Finds an engine's arguments in a container.
 
@@ -81,10 +88,9 @@ def read_command(container: dict[str, Any], start: Start) -> CommandLine | None:
         None where a shell's script shows no start of the engine.
 
     Raises:
-        SetupError: A script starts it more than once, or cannot be read.
+        SetupError: A script starts it more than once, or cannot be read; arguments are no list.
     """
-    command = [str(part) for part in container.get("command") or []]
-    args = [str(part) for part in container.get("args") or []]
+    command, args = (_parts(container, key) for key in ("command", "args"))
     script = _script_index(command, args)
     if script is not None:
         return _in_script(container, *script, start)

@@ -109,12 +109,23 @@ def undo(manifest: dict[str, Any], steps: Sequence[dict[str, Any]]) -> list[str]
         if isinstance(parent, list):
             parent[:] = [item for item in parent if item.get("name") != key]
         elif not isinstance(parent, dict):
-            continue
+            _check_container(manifest, path)
         elif "now" in step and _is_theirs(parent, step):
             left.append("/".join(path))
         elif "now" in step or not parent.get(key):  # what was made to hold others goes when it holds none
             _restore(parent, key, step)
     return left
+
+
+def _check_container(manifest: dict[str, Any], path: Sequence[str]) -> None:
+    """Whether what is not there went by itself, and not with the name of its container."""
+    for end in (at + 2 for at, key in enumerate(path) if key == "containers"):
+        if end < len(path) and find(manifest, path[:end]) is None:
+            raise SetupError(
+                "/".join(path[:end]),
+                "is there no more, and what attach put into it cannot be found; give the container its name back and "
+                "detach then, or apply the manifest from before attach",
+            )
 
 
 def _is_theirs(parent: dict[str, Any], step: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ _BORDER = re.compile(r"^---(?=\s|$).*\n?", re.MULTILINE)
 # Comments that are indented may be lines of a text.
 _END = re.compile(r"(?:^(?:#.*|[ \t]*)\n)*\Z", re.MULTILINE)
 _KEEPS_BLANKS = re.compile(r"[|>][0-9]?\+")
+_TRUTHS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
 _SEQUENCE = re.compile(r"^( *)(?! |-|#)[^\n]*:[ \t]*\n(?: *(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
 
 
@@ -121,7 +122,14 @@ def _yaml(text: str) -> YAML:
     found = _SEQUENCE.search(text)
     offset = len(found[2]) - len(found[1]) if found else 0
     yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
+    yaml.representer.add_representer(str, _quoted)
     return yaml
+
+
+def _quoted(representer: Any, text: str) -> Any:
+    """A text, in quotes where kubectl's older YAML would read a truth value."""
+    style = "'" if text.lower() in _TRUTHS else None
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _blocks(content: Any) -> Any:

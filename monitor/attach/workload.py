@@ -102,6 +102,8 @@ def _containers(manifest: dict[str, Any], pod: Pod) -> Iterable[Path]:
         # KServe adds this one's arguments to those of the runtime's container.
         yield (*pod.spec, "model")
     for container in spec.get("containers") or ():
+        if not container.get("name"):
+            raise SetupError("/".join((*pod.spec, "containers")), "one has no name; give it one")
         yield (*pod.spec, "containers", str(container.get("name")))
 
 
