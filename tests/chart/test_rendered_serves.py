@@ -24,6 +24,7 @@ from pod_folder import PodFolder, port_of, with_port
 from processes import PATIENCE, Program, free_port, program
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitor.bench.load import hello
 from monitor.capture.client import SidecarClient
 from monitor.probes.bank import SHIPPED, Bank, load_bank
 from monitor.wire.v1 import ingest_pb2
@@ -75,17 +76,10 @@ def take_turn(pod: PodFolder, bank: Bank) -> ingest_pb2.Assessment:
     spoken = [*range(1000, 1012)]
     prompt = [1, 4093, 198, *spoken, 2, 198, 1, 520, 9531, 198]
     tokens, model = [*prompt, *spoken], bank.card.model
-    hello = ingest_pb2.Hello(
-        model_name=model.name,
-        weights_fingerprint=model.weights_fingerprint,
-        engine_id="engine",
-        layers=bank.card.layers,
-        hidden_size=model.hidden_size,
-    )
     rows = torch.randn(len(tokens), len(bank.card.layers), model.hidden_size)
     finished: queue.SimpleQueue[ingest_pb2.Assessment] = queue.SimpleQueue()
     address = f"unix://{pod.path('affect-monitor-socket')}/ingest.sock"
-    with closing(SidecarClient(address, hello, on_assessment=finished.put)) as client:
+    with closing(SidecarClient(address, hello(bank), on_assessment=finished.put)) as client:
         client.start("request", len(prompt))
         client.rows(["request"], [0], [len(tokens)], tokens, rows)
         client.end("request", len(tokens))
