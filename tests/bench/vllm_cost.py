@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-sys.path += [str(Path(__file__).parents[1] / "integration")]
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "integration")]
 from vllm_server import VllmServer, vllm_server
 
 from monitor.attach import Capture
