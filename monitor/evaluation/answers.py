@@ -10,7 +10,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 def normalised(text: str) -> str:
     """Lower case, straight apostrophes, single spaces, no marks between thousands."""
-    return " ".join(_THOUSANDS.sub("", text).lower().replace("’", "'").split())
+    return " ".join(_THOUSANDS.sub("", text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
 
 
 def mentions(text: str, answers: Iterable[str]) -> bool:

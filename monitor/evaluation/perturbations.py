@@ -43,7 +43,7 @@ def sentences(text: str) -> list[str]:
 def _replaced(text: str, old: str, new: str) -> str:
     """Replaces a whole word, keeping a capital at its start; a word that goes takes its space along."""
     word = old[0].isalpha()
-    left, right = (r"(?<![\w'’])", r"(?![\w'’])") if word else ("", "")
+    left, right = (r"(?<![\w'\u2019])", r"(?![\w'\u2019])") if word else ("", "")
     pattern = re.compile(f"{left}{re.escape(old)}{right}" + ("" if new else r"\s?"), re.IGNORECASE)
 
     def chosen(found: re.Match[str]) -> str:
@@ -75,8 +75,6 @@ def _padded(text: str, pad: Mapping[str, Any], padding: Sequence[str]) -> str:
     if pad["where"] == "between":
         parts = sentences(text)
         share = -(-len(chosen) // len(parts))
-        return " ".join(
-            " ".join([part, *chosen[i * share : (i + 1) * share]]) for i, part in enumerate(parts)
-        ).strip()
+        return " ".join(" ".join([part, *chosen[i * share : (i + 1) * share]]) for i, part in enumerate(parts)).strip()
     before = {"before": chosen, "after": [], "around": chosen[:half]}[pad["where"]]
     return " ".join([*before, text, *chosen[len(before) :]])
