@@ -58,7 +58,9 @@ class TestAllFiles:
     def test_the_readme_states_the_counts(self) -> None:
         """Every file has a row in the README, which counts what the file holds."""
         readme = (ITEMS / "README.md").read_text(encoding="utf-8")
-        stated = {name: int(count) for name, count in re.findall(r"^\| `([^`]+)` \| (\d+) \|", readme, re.MULTILINE)}
+        stated = {
+            name: int(count) for name, count in re.findall(r"^\| `([^`]+\.jsonl?)` \| (\d+) \|", readme, re.MULTILINE)
+        }
         held = {path.name: len(rows(path.name)) for path in ITEMS.glob("*.jsonl")}
         assert stated == held | {"perturbations.json": len(PERTURBATIONS)}
 
