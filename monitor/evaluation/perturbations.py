@@ -57,10 +57,15 @@ def _by_sentence(parts: list[str], how: Mapping[str, Any]) -> str:
     ordered = parts[::-1] if how.get("order") == "reverse" else parts
     template = how.get("sentence", "{}")
     made = [
-        template.replace("{i}", str(i)).replace("{lower}", part[:1].lower() + part[1:]).replace("{}", part)
+        template.replace("{i}", str(i)).replace("{lower}", _lowered(part)).replace("{}", part)
         for i, part in enumerate(ordered, start=1)
     ]
     return str(how.get("join", " ")).join(made)
+
+
+def _lowered(part: str) -> str:
+    """A sentence with a small first letter, unless its first word is ``I`` or all capitals."""
+    return part[:1].lower() + part[1:] if part[1:2].islower() else part
 
 
 def _padded(text: str, pad: Mapping[str, Any], padding: Sequence[str]) -> str:

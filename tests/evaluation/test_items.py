@@ -254,6 +254,7 @@ class TestPerturbations:
         assert sentences("One. Two! Three?") == ["One.", "Two!", "Three?"]
         assert perturb("One. Two!", {"sentence": "{i}) {}", "join": "\n"}, ()) == "1) One.\n2) Two!"
         assert perturb("One. Two!", {"order": "reverse"}, ()) == "Two! One."
+        assert perturb("One. I'm NO.", {"sentence": "so {lower}"}, ()) == "so one. so I'm NO."
 
 
 class TestAnswers:
