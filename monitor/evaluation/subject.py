@@ -1,0 +1,190 @@
+"""The model under evaluation and the bank it is judged by: what every suite asks of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monitor.calibration.activations import Activations, Progress, collect
+from monitor.calibration.identity import check_shape
+from monitor.calibration.lines import Message
+from monitor.capture.identity import weights_fingerprint
+from monitor.capture.transformers import end_tokens_of
+from monitor.errors import SetupError
+from monitor.evaluation.judge import Floats, Judged, judge, scores_of
+from monitor.probes.bank import Bank, Stance
+from monitor.probes.markers import find_markers
+
+Steering = Callable[[Any], AbstractContextManager[None]]
+"""Changes what a model computes while the context is open."""
+
+_BATCH = 24
+
+
+class Subject:
+    """A model, its tokenizer, and a bank.
+
+    Args:
+        name: What the model is called in reports.
+        model: The model.
+        tokenizer: Its tokenizer.
+        bank: The bank; it need not be the model's own, but must fit its shape.
+        cache: Folder that keeps activations and replies, so that a run that was cut off goes on where it stopped.
+
+    Raises:
+        ModelMismatchError: The model has another hidden size or depth than the bank.
+        SetupError: The tokenizer has no chat template.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, bank: Bank, cache: Path) -> None:
+        check_shape(bank, model)
+        self.name, self.model, self.tokenizer, self.bank = name, model, tokenizer, bank
+        self.markers = find_markers(tokenizer)
+        if not self.markers:
+            raise SetupError("--model", "has no chat template, which says where replies begin; set the tokenizer's")
+        self.cache = cache
+        self.fingerprint = weights_fingerprint(model)
+
+    def activations(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        layers: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> Activations:
+        """Pooled hidden states of conversations, at the bank's layers unless others are named; see ``collect``."""
+        return collect(
+            self.model, self.tokenizer, self.markers, conversations, layers or self.bank.card.layers,
+            cache=(self.cache / "activations", self.fingerprint), progress=progress,
+        )  # fmt: skip
+
+    def scores(self, conversations: Sequence[Sequence[Message]], progress: Progress | None = None) -> Floats:
+        """Standardised scores of users (0) and assistants (1), [2, N, C]."""
+        return self.scored(self.activations(conversations, progress=progress))
+
+    def scored(self, found: Activations) -> Floats:
+        """The same of rows at hand, at the bank's layers."""
+        return scores_of(self.bank, found, tuple(range(len(self.bank.card.layers))))
+
+    def judged(self, conversations: Sequence[Sequence[Message]], stance: Stance = Stance.NEUTRAL) -> Judged:
+        """The last turn of each conversation, judged by the bank's reference."""
+        found = self.activations(conversations)
+        return judge(self.bank, self.scored(found), found.tokens[:, 1], stance)
+
+    def replies(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        tokens: int,
+        *,
+        steering: Steering | None = None,
+        how: str = "",
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Greedy replies.
+
+        Args:
+            prompts: Conversations that end with a user's message.
+            tokens: Tokens of a reply at most.
+            steering: Changes the model while it generates.
+            how: Says everything of the steering that replies depend on; names them in the cache.
+            progress: Told of prompts done and in all.
+        """
+        if steering is not None and not how:
+            raise ValueError("replies under steering need a name in the cache")
+        found: list[str] = []
+        for begin in range(0, len(prompts), _BATCH):
+            batch = [self.prompt_ids(messages) for messages in prompts[begin : begin + _BATCH]]
+            key = hashlib.sha256(json.dumps([self.fingerprint, how, tokens, batch]).encode()).hexdigest()[:24]
+            file = self.cache / "replies" / f"{key}.json"
+            if not file.is_file():
+                with steering(self.model) if steering else nullcontext():
+                    _write(file, self._generate(batch, tokens))
+            found += json.loads(file.read_text(encoding="utf-8"))
+            if progress is not None:
+                progress(len(found), len(prompts))
+        return found
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the reply begins."""
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompts: Sequence[Sequence[Message]], answers: Sequence[Sequence[str]]) -> list[Floats]:
+        """Log-probability a token, in nats, of each answer as the beginning of the reply to its prompt.
+
+        Args:
+            prompts: Conversations that end with a user's message, [N].
+            answers: Answers to each, [N] lists.
+
+        Returns:
+            [N] arrays, a figure for each answer: the mean over its tokens.
+        """
+        asked = [
+            (self.prompt_ids(messages), list(self.tokenizer(answer, add_special_tokens=False)["input_ids"]))
+            for messages, each in zip(prompts, answers, strict=True)
+            for answer in each
+        ]
+        figures = np.empty(len(asked))
+        order = sorted(range(len(asked)), key=lambda index: len(asked[index][0]) + len(asked[index][1]))
+        for begin in range(0, len(order), _BATCH):
+            here = order[begin : begin + _BATCH]
+            figures[here] = self._log_likelihoods([asked[index] for index in here])
+        return np.split(figures, np.cumsum([len(each) for each in answers])[:-1])
+
+    def _log_likelihoods(self, asked: Sequence[tuple[list[int], list[int]]]) -> Floats:
+        ids, mask = _right_padded([prompt + answer for prompt, answer in asked], self.model.device)
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+        found = []
+        for row, (prompt, answer) in enumerate(asked):
+            here = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            told = logits[row, here].log_softmax(-1)
+            found.append(float(told.gather(1, torch.tensor(answer)[:, None].to(told.device)).mean()))
+        return np.array(found)
+
+    @torch.inference_mode()
+    def _generate(self, batch: Sequence[Sequence[int]], tokens: int) -> list[str]:
+        width = max(map(len, batch))
+        ends = end_tokens_of(self.model) or [self.tokenizer.eos_token_id]
+        ids = torch.full((len(batch), width), ends[0])
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask = torch.arange(width) >= width - torch.tensor([len(prompt) for prompt in batch])[:, None]
+        made = self.model.generate(
+            input_ids=ids.to(self.model.device), attention_mask=mask.long().to(self.model.device),
+            max_new_tokens=tokens, do_sample=False, pad_token_id=ends[0],
+        )  # fmt: skip
+        told: list[str] = self.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+        return [text.strip() for text in told]
+
+
+def said(prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[list[Message]]:
+    """Conversations with their replies; an empty reply is a full stop, for a turn needs tokens."""
+    return [
+        [*messages, {"role": "assistant", "content": reply or "."}]
+        for messages, reply in zip(prompts, replies, strict=True)
+    ]
+
+
+def _right_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids, mask = torch.zeros((len(rows), width), dtype=torch.long), torch.zeros((len(rows), width), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(file)
