@@ -106,7 +106,7 @@ class SuiteResult(_Part):
         model: Name of the model.
         weights_fingerprint: Of its weights.
         bank: Id of the bank.
-        quick: Whether the short form was run: its figures have wider intervals and are not to be compared with full ones.
+        quick: Whether the short form was run, whose intervals are wider; not to be compared with a full one.
         seed: Of everything drawn.
         seconds: How long it took.
         answer: The suite's answer to its question, for someone who reads one paragraph.

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from monitor.calibration.activations import Activations, Progress, collect
 from monitor.calibration.identity import check_shape
