@@ -33,6 +33,7 @@ from monitor.cli_audit import audit_app
 from monitor.cli_bench import bench_app
 from monitor.cli_canary import canary
 from monitor.cli_chat import chat_app
+from monitor.cli_evaluate import evaluate_app
 from monitor.cli_rules import rules_app
 from monitor.cli_vllm import vllm_app
 from monitor.terminal import ERRORS, Bar, check_file, check_folder, client_tls, load_model, need, numbers
@@ -68,6 +69,7 @@ app.add_typer(rules_app, name="rules")
 app.add_typer(vllm_app, name="vllm")
 app.add_typer(chat_app, name="chat")
 app.add_typer(bench_app, name="bench")
+app.add_typer(evaluate_app, name="evaluate")
 app.command()(canary)
 app.command()(attach)
 app.command()(detach)
