@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import Page
 
 from monitor.evaluation.evidence import Evidence
 from monitor.evaluation.report import write_report
 from monitor.probes.bank import RowCard
 
-Attributes = list[tuple[str, "str | None"]]
 ROWS = (
     RowCard(number="1a", name="what <holds>", bar=">= 0.90", value=0.95, low=0.9, high=0.97, passed=True, note="twin"),
     RowCard(number="7d", name="what fails", bar=">= 0.80", value=0.7, low=0.7, high=0.7, passed=False, note=""),
@@ -20,43 +19,6 @@ ROWS = (
         number="11", name="what is untried", bar="<= 1 %", value=None, low=None, high=None, passed=None, note="why"
     ),
 )
-
-
-class Page(HTMLParser):
-    """A page taken apart; fails on elements that are not closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.opened: list[str] = []
-        self.elements: list[dict[str, str | None]] = []
-        self.text: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.opened
-
-    def handle_starttag(self, tag: str, attrs: Attributes) -> None:
-        """Opens an element."""
-        self.elements.append({"tag": tag, **dict(attrs)})
-        if tag != "meta":
-            self.opened.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        """Closes the element that was opened last."""
-        assert self.opened.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        """Keeps scripts apart from what a reader sees."""
-        (self.scripts if self.opened and self.opened[-1] == "script" else self.text).append(data)
-
-    @property
-    def words(self) -> str:
-        """All a reader sees, spaces as one."""
-        return " ".join(" ".join(self.text).split())
-
-    def ids(self) -> list[str]:
-        """Ids of elements."""
-        return [str(element["id"]) for element in self.elements if "id" in element]
 
 
 def written(evidence: Evidence, folder: Path, rows: tuple[RowCard, ...] = ROWS) -> str:
