@@ -1,0 +1,112 @@
+"""Does an effect follow the dose: slopes, a trend test within prompts, and the window of doses to rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from monitor.calibration.statistics import Figure, cluster_weights, figure_of
+
+Floats = NDArray[np.float64]
+
+PERMUTATIONS = 4999
+"""Of the trend test: its p-value is 1 / 5000 at best."""
+
+
+def slopes(doses: Floats, effects: Floats) -> Floats:
+    """Least-squares slope of each prompt's effect on the dose, [N].
+
+    Args:
+        doses: [D].
+        effects: [D, N].
+    """
+    centred = doses - doses.mean()
+    found: Floats = centred @ effects / (centred @ centred)
+    return found
+
+
+def mean_figure(values: Floats, seed: int = 0) -> Figure:
+    """Mean over prompts with its bootstrap interval."""
+    weights = cluster_weights(np.arange(len(values)), seed)
+    return figure_of(weights @ values / weights.sum(axis=1))
+
+
+def trend_p(doses: Floats, effects: Floats, rng: np.random.Generator, permutations: int = PERMUTATIONS) -> float:
+    """One-sided p-value that effects rise with the dose within prompts.
+
+    The statistic is Page's L (Page 1963): the sum over prompts of dose times the effect's rank among the prompt's own.
+    Under the null hypothesis replies of one prompt are exchangeable over doses, so each prompt's ranks are permuted.
+
+    Args:
+        doses: [D].
+        effects: [D, N].
+        rng: Draws the permutations.
+        permutations: How many.
+    """
+    ranks = rankdata(effects, axis=0)
+    order = rankdata(doses) - (len(doses) + 1) / 2
+    observed = float((order @ ranks).sum())
+    drawn = np.array([float((order @ rng.permuted(ranks, axis=0)).sum()) for _ in range(permutations)])
+    # A hair's breadth for sums in another order.
+    return float((1 + (drawn >= observed - 1e-9).sum()) / (permutations + 1))
+
+
+class DoseCost(NamedTuple):
+    """What one dose costs, as far as it decides on the window.
+
+    Attributes:
+        dose: In units of the mean residual norm.
+        kl: KL(model || steered) on neutral text, in nats a token.
+        facts: Change of the share of facts answered rightly.
+        off_target: Change of other families as a share of the target's; NaN where the target does not move.
+    """
+
+    dose: float
+    kl: float
+    facts: float
+    off_target: float
+
+
+class Bars(NamedTuple):
+    """What a dose may cost (row 14 of the battery), and how sure the trend must be (row 13)."""
+
+    kl: float = 0.05
+    facts: float = -0.01
+    off_target: float = 0.25
+    trend_p: float = 0.01
+
+
+BARS = Bars()
+
+
+def complaints(cost: DoseCost, bars: Bars = BARS) -> list[str]:
+    """What is wrong with a dose, in words; nothing where it keeps within the bars."""
+    told = []
+    if not cost.kl <= bars.kl:
+        told.append(f"KL {cost.kl:.3f} > {bars.kl:g} nats a token")
+    # A hair's breadth: a share of items is not exact.
+    if not cost.facts >= bars.facts - 1e-9:
+        told.append(f"facts {100 * cost.facts:+.1f} points")
+    if not cost.off_target <= bars.off_target:
+        told.append(f"off-target {cost.off_target:.0%} of the target's change")
+    return told
+
+
+def affordable(costs: Sequence[DoseCost], bars: Bars = BARS) -> tuple[float, float]:
+    """The widest range of doses about 0 in which none costs too much; (0, 0) where the smallest ones do.
+
+    A dose counts only if all between it and 0 pass: nobody turns a knob through a bad region to a good one.
+    """
+    ends = []
+    for sign in (-1, 1):
+        end = 0.0
+        for cost in sorted((each for each in costs if sign * each.dose > 0), key=lambda each: abs(each.dose)):
+            if complaints(cost, bars):
+                break
+            end = cost.dose
+        ends.append(end)
+    return ends[0], ends[1]
