@@ -86,7 +86,9 @@ def bench_engine(
         bool | None,
         typer.Option("--compile/--no-compile", help="Static cache and torch.compile; default: on a GPU."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file, after each batch size.")
+    ] = None,
 ) -> None:
     """Measure what capture costs an inference engine: off, on, and on with a dead sidecar, in turn in one run."""
     if json_file is not None:
@@ -106,12 +108,14 @@ def bench_engine(
     servers = _servers(server, ingest, bank) if server else None
     with Bar("runs") as told:
         if servers is not None:
-            result = run_servers(servers, load, told)
+            results = run_servers(servers, load, told)
         else:
-            result = run_transformers(_model(model, shape), load, told, compiled=gpu if compiled is None else compiled)
+            results = run_transformers(_model(model, shape), load, told, compiled=gpu if compiled is None else compiled)
+        for result in results:
+            # After each batch size: whoever stops a run that takes long keeps what it found.
+            if json_file is not None:
+                json_file.write_text(json.dumps(result, indent=1) + "\n")
     show(Console(), result)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _servers(named: list[str], ingest: str, bank: str) -> Servers:

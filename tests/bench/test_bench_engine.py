@@ -77,10 +77,10 @@ class TestTransformers:
 
 
 class Streaming:
-    """A server that streams as vLLM does; with a client it sends rows of each request, too."""
+    """A server that streams as vLLM does, so many requests; with a client it sends rows of each, too."""
 
-    def __init__(self, client: SidecarClient | None = None) -> None:
-        self._client = client
+    def __init__(self, client: SidecarClient | None = None, most: float = math.inf) -> None:
+        self._client, self._most = client, most
         self.asked: list[dict[str, Any]] = []
         routes = [Route("/v1/models", self._models), Route("/v1/chat/completions", self._chat, methods=["POST"])]
         self.app = Starlette(routes=routes)
@@ -91,6 +91,8 @@ class Streaming:
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append(body)
+        if len(self.asked) > self._most:
+            return Response(status_code=503)
         return StreamingResponse(
             self._events(f"r{len(self.asked)}", body["max_tokens"]), media_type="text/event-stream"
         )
@@ -116,9 +118,9 @@ def _event(data: dict[str, Any]) -> str:
 
 
 @contextmanager
-def served(client: SidecarClient | None = None) -> Iterator[tuple[str, Streaming]]:
+def served(client: SidecarClient | None = None, most: float = math.inf) -> Iterator[tuple[str, Streaming]]:
     """Such a server, while it is up, and its address."""
-    server = Streaming(client)
+    server = Streaming(client, most)
     running = serve_in_thread(server.app, "127.0.0.1", 0)
     try:
         yield running.url, server
@@ -145,6 +147,20 @@ class TestServers:
         names = [body["messages"][0]["content"] for body in captured.asked]
         assert len(set(names)) == len(names), "no prefix cache knows any of the prompts"
         assert {body["min_tokens"] for body in captured.asked} == {4}
+
+    def test_a_run_that_is_stopped_keeps_what_it_found(self, tmp_path: Path) -> None:
+        """The file is written after each batch size: the figures of the first are there when the second fails."""
+        bank, address, file = write_bank(tmp_path / "bank", HIDDEN, 16, 1), f"unix://{tmp_path}/s", tmp_path / "e.json"
+        warm, measured = 2, 2
+        with (
+            closing(SidecarClient(address, hello(load_bank(bank)))) as client,
+            served() as (off, _),
+            served(client, warm + measured) as (on, _),
+        ):
+            servers = ["--server", f"off={off}", "--server", f"on={on}", "--ingest", address, "--bank", bank]
+            with pytest.raises(SetupError, match="503"):
+                bench(*servers, "--batch", "1,2", str(file))
+        assert [row["batch"] for row in json.loads(file.read_text())["rows"]] == [1]
 
     def test_times_are_those_of_tokens(self) -> None:
         """What comes without a token, as the role does, is none; tokens are counted by the server."""

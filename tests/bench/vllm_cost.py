@@ -82,7 +82,7 @@ def main() -> None:
             start = Vllm(asked.venv, address).serving
             off, on = PAIRS[name]
             with start(off) as without, start(on) as capturing, Bar(name) as told:
-                found = run_servers(Servers(without.url, capturing.url, address, NAME), load, told)
+                *_, found = run_servers(Servers(without.url, capturing.url, address, NAME), load, told)
         Console(width=120).print(f"\n{name}: {off or 'without capture'} against {on}")
         show(Console(width=120), found)
         if asked.out is not None:

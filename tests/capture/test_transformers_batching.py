@@ -103,10 +103,10 @@ def serving(model: Any, tokens: int = 8, config: Any = None, **options: Any) -> 
 
 @torch.no_grad()
 def plain(model: Any, tokens: list[int], layers: list[int]) -> torch.Tensor:
-    """Hidden states of a plain pass over these tokens, [tokens, layers, hidden]."""
+    """Hidden states of a plain pass over these tokens, [tokens, layers, hidden], on the host."""
     kept = LayerRows(model, layers)
-    model(torch.tensor([tokens]))
-    rows = torch.stack([kept.rows[layer][0] for layer in layers], 1)
+    model(torch.tensor([tokens], device=model.device))
+    rows = torch.stack([kept.rows[layer][0] for layer in layers], 1).cpu()
     kept.close()
     return rows
 

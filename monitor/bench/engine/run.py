@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -47,7 +47,7 @@ class Servers(NamedTuple):
     bank: str
 
 
-def run_transformers(model: str, load: Load, told: Told, *, compiled: bool) -> Row:
+def run_transformers(model: str, load: Load, told: Told, *, compiled: bool) -> Iterator[Row]:
     """Measures transformers, an engine process without capture and one with it.
 
     Args:
@@ -56,8 +56,9 @@ def run_transformers(model: str, load: Load, told: Told, *, compiled: bool) -> R
         told: Called with runs done and runs in all.
         compiled: Static cache and torch.compile.
 
-    Returns:
-        ``machine``, ``engine``, ``model``, ``load`` and ``rows``, one for each batch size.
+    Yields:
+        After each batch size all that is known so far: ``machine``, ``engine``, ``model``, ``load`` and ``rows``, one
+        for each batch size.
 
     Raises:
         SetupError: Something does not start, or fails.
@@ -72,17 +73,18 @@ def run_transformers(model: str, load: Load, told: Told, *, compiled: bool) -> R
         address = f"unix://{folder}/ingest.sock"
         sidecar = stack.enter_context(closing(WatchedSidecar(address, bank, folder)))
         on = stack.enter_context(closing(TransformersEngine(plan, Capture(address, bank))))
-        measured = _measured(off, on, sidecar, load, told)
-    about = {"compiled": compiled, "threads": threads, "transformers": version("transformers")}
-    return {
-        "machine": _machine(off.about.gpu) | about,
-        "engine": "transformers",
-        "model": Path(model).name,
-        **measured,
-    }
+        about = {"compiled": compiled, "threads": threads, "transformers": version("transformers")}
+        head = {
+            "machine": _machine(off.about.gpu) | about,
+            "engine": "transformers",
+            "model": Path(model).name,
+            "load": asdict(load),
+        }
+        for rows in _measured(off, on, sidecar, load, told):
+            yield head | {"rows": rows}
 
 
-def run_servers(servers: Servers, load: Load, told: Told) -> Row:
+def run_servers(servers: Servers, load: Load, told: Told) -> Iterator[Row]:
     """Measures servers that are up; see ``run_transformers``.
 
     Raises:
@@ -94,20 +96,21 @@ def run_servers(servers: Servers, load: Load, told: Told) -> Row:
         closing(WatchedSidecar(servers.ingest, servers.bank, Path(folder))) as sidecar,
     ):
         sidecar.connected()
-        measured = _measured(off, on, sidecar, load, told)
-    return {"machine": _machine(_gpu()), "engine": "server", "model": on.model, **measured}
+        head = {"machine": _machine(_gpu()), "engine": "server", "model": on.model, "load": asdict(load)}
+        for rows in _measured(off, on, sidecar, load, told):
+            yield head | {"rows": rows}
 
 
-def _measured(off: Engine, on: Engine, sidecar: WatchedSidecar, load: Load, told: Told) -> Row:
+def _measured(off: Engine, on: Engine, sidecar: WatchedSidecar, load: Load, told: Told) -> Iterator[list[Row]]:
     runs, total = count(1), len(load.batches) * load.rounds * len(WAYS)
-    rows = []
+    rows: list[Row] = []
     told(0, total)
     for batch in load.batches:
         sidecar.be(alive=True)
         _warm((off, on), batch)
         sidecar.settled()
         rows.append(compare(off, on, sidecar, batch, load.rounds, lambda: told(next(runs), total)))
-    return {"load": asdict(load), "rows": rows}
+        yield list(rows)
 
 
 def _warm(engines: Sequence[Engine], batch: int) -> None:

@@ -172,6 +172,7 @@ def _compiling() -> dict[str, Any]:
     """Options of ``generate`` as people set them on a GPU: decoding is compiled, on a preallocated cache."""
     from transformers import CompileConfig
 
-    config: Any = CompileConfig()
+    # Each batch size is compiled for itself: what it costs must not depend on those that were measured before it.
+    config: Any = CompileConfig(dynamic=False)
     config._compile_all_devices = True  # noqa: SLF001 - else a CPU, where the bench is tried, would not compile
     return {"cache_implementation": "static", "compile_config": config}
