@@ -110,3 +110,76 @@ def affordable(costs: Sequence[DoseCost], bars: Bars = BARS) -> tuple[float, flo
             end = cost.dose
         ends.append(end)
     return ends[0], ends[1]
+
+
+class Window(NamedTuple):
+    """Doses within which a knob is predictable; ``low`` equals ``high`` where there are none.
+
+    Attributes:
+        low: The lowest dose, at most 0.
+        high: The highest, at least 0.
+        why: What bounds it, or why there is none.
+        slope: Mean slope of the effect within it, or over all doses where there is none.
+        nulls: The nulls' slopes over the same doses.
+        trend_p: Of the trend over the same doses.
+    """
+
+    low: float
+    high: float
+    why: str
+    slope: float
+    nulls: Floats
+    trend_p: float
+
+    @property
+    def safe(self) -> bool:
+        """Whether there are such doses."""
+        return self.low < self.high
+
+    @property
+    def working(self) -> float:
+        """The dose the knob is judged at: the window's end farther from 0, the upper one of two alike."""
+        return self.high if self.high >= -self.low else self.low
+
+
+def window_of(
+    doses: Floats,
+    effects: Floats,
+    nulls: Sequence[Floats],
+    costs: Sequence[DoseCost],
+    rng: np.random.Generator,
+    bars: Bars = BARS,
+) -> Window:
+    """Where a knob's effect follows the dose, beyond every null, at a cost within the bars.
+
+    Args:
+        doses: [D], ascending, 0 among them.
+        effects: Effect on each prompt, [D, N].
+        nulls: The same of null directions, [D, M] each.
+        costs: Of every dose but 0.
+        rng: Draws permutations.
+        bars: What is asked.
+    """
+    low, high = affordable(costs, bars)
+    found = [f"{cost.dose:+g}: {', '.join(told)}" for cost in costs if (told := complaints(cost, bars))]
+    bounds = f"beyond it {'; '.join(found)}" if found else "every dose keeps within the bars"
+    held = (doses >= low) & (doses <= high) if low < high else np.ones(len(doses), bool)
+    slope = float(slopes(doses[held], effects[held]).mean())
+    beside = np.array([float(slopes(doses[held], each[held]).mean()) for each in nulls])
+    p = trend_p(doses[held], effects[held], rng)
+    why = _unsure(slope, beside, p, bars)
+    if low == high:
+        why = "; ".join([f"the smallest doses cost too much ({'; '.join(found)})", *why])
+        return Window(0.0, 0.0, why, slope, beside, p)
+    if why:
+        return Window(0.0, 0.0, "; ".join(why), slope, beside, p)
+    return Window(low, high, bounds, slope, beside, p)
+
+
+def _unsure(slope: float, nulls: Floats, p: float, bars: Bars) -> list[str]:
+    told = []
+    if not p < bars.trend_p:
+        told.append(f"the effect does not follow the dose (p = {p:.3f})")
+    if len(nulls) and not slope > np.abs(nulls).max():
+        told.append(f"its slope {slope:.2f} is not above every null's (largest {np.abs(nulls).max():.2f})")
+    return told
