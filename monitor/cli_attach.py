@@ -40,6 +40,10 @@ def attach(
     config: Annotated[
         str, typer.Option(help="In the place of --policy: a ConfigMap of settings.yaml and policy.yaml that is there.")
     ] = "",
+    token_secret: Annotated[
+        str,
+        typer.Option(help="Secret with the token (key: token) that opens the sidecar's pages; else they stay shut."),
+    ] = "",
     capture: Annotated[
         Capture | None, typer.Option(help="Where vLLM takes rows from; default: cache, and tap for vLLM on CPUs.")
     ] = None,
@@ -69,7 +73,8 @@ def attach(
     volume, place = bank_volume(bank_from) if bank_from else (None, _shipped(bank))
     configuration = _configuration(config, place, setting or [], policy, loaded)
     model = None if loaded is None else loaded.card.model
-    wanted = Wanted(Sidecar(image, config, volume), chosen, capture, container, engine, engine_image, classic, model)
+    sidecar = Sidecar(image, config, volume, token_secret=token_secret)
+    wanted = Wanted(sidecar, chosen, capture, container, engine, engine_image, classic, model)
     if patch and policy is not None:
         raise SetupError("--patch", "has no room for the ConfigMap of --policy; make one, and name it by --config")
     changed = attach_file(_read(workload), wanted, configuration)
@@ -124,10 +129,9 @@ def _configuration(
 
 
 def _read(workload: Path) -> str:
-    if str(workload) == "-":
-        return sys.stdin.read()
+    """A file's text, with its line ends as they are."""
     try:
-        return workload.read_text()
+        return (sys.stdin.buffer.read() if str(workload) == "-" else workload.read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError("WORKLOAD", f"{workload} cannot be read ({error}); name a file of manifests") from None
 

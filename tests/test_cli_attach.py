@@ -68,10 +68,17 @@ class TestWhatIsAskedFor:
 
     @pytest.mark.parametrize(
         ("setting", "told"),
-        [("colour=red", "'colour' is no setting"), ("http_port=70000", "http_port: Input should be")],
+        [
+            ("colour=red", "'colour' is no setting"),
+            ("threads=0", "threads: Input should be"),
+            ("http_port=8080", "http_port is what the engine, the probes and the pod's volumes count on; leave it out"),
+            ("bank=other", "bank is said by --bank and --bank-from"),
+            ("tls_cert=/c", "tls_cert goes with TCP"),
+            ("token_file=/t", "token_file is said by --token-secret"),
+        ],
     )
     def test_settings_are_checked(self, run: Run, manifest: Manifest, tmp_path: Path, setting: str, told: str) -> None:
-        """Those that the sidecar would refuse are refused here."""
+        """Those that the sidecar would refuse are refused here, and those that would come to nothing."""
         policy = tmp_path / "policy.yaml"
         policy.write_text("version: 1\npolicies: [{name: a, stance: neutral, turn: {false_alarm_rate: 0.01}}]\n")
         done = run("attach", manifest(ENGINE), *BANK, "--policy", policy, "--setting", setting)
@@ -97,6 +104,7 @@ class TestWhichContainer:
             ({"image": "own", "command": ["/run.sh"], "args": ["--gpu-memory-utilization=0.9"]}, "vLLM"),
             ({"image": "own", "command": ["sglang", "serve", "--model-path", "m"]}, "SGLang"),
             ({"image": "own", "command": ["transformers", "serve"]}, "transformers"),
+            ({"image": "own", "command": ["sh", "-c", "transformers serve"]}, "transformers"),
         ],
     )
     def test_is_seen(self, run: Run, manifest: Manifest, container: dict[str, Any], seen: str) -> None:
@@ -141,6 +149,48 @@ class TestWhatIsWritten:
         assert [variable["value"] for variable in engine_of(done)["env"]] == ["on", "No"]
 
 
+class TestWhatIsTold:
+    """Notes on what was attached."""
+
+    @pytest.mark.parametrize(
+        ("theirs", "group"), [({}, {"fsGroup": 10001, "fsGroupChangePolicy": "OnRootMismatch"}), ({"fsGroup": 7}, {})]
+    )
+    def test_pods_that_get_a_group_for_a_token(
+        self, run: Run, manifest: Manifest, theirs: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """The sidecar reads the Secret's file by the pod's own group, or by one that it gets, which is told."""
+        engine = manifest(ENGINE, pod={"securityContext": theirs})
+        done = run("attach", engine, *BANK, *CONFIG, "--token-secret", "page-token")
+        (document,) = yaml.safe_load_all(done.out)
+        spec = document["spec"]["template"]["spec"]
+        assert spec["securityContext"] == {**theirs, **group, "supplementalGroups": [10001]}
+        assert ("the pod gets fsGroup 10001" in done.err) == bool(group)
+        (secret,) = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
+        assert (secret["secretName"], secret["defaultMode"]) == ("page-token", 0o440)
+
+    @pytest.mark.parametrize(
+        ("pod", "flags", "told"),
+        [
+            ({}, ("drain_seconds=10",), ""),
+            ({}, ("drain_seconds=60",), "terminationGracePeriodSeconds is 30, and the sidecar's end takes up to 61"),
+            ({"terminationGracePeriodSeconds": 5}, (), "terminationGracePeriodSeconds is 5, and the sidecar's end"),
+            ({"terminationGracePeriodSeconds": 20}, (), ""),
+            ({"terminationGracePeriodSeconds": 20}, ("--classic",), "takes up to 26 of them: turns that end last"),
+        ],
+    )
+    def test_pods_that_stop_too_soon(
+        self, run: Run, manifest: Manifest, tmp_path: Path, pod: dict[str, Any], flags: tuple[str, ...], told: str
+    ) -> None:
+        """Where the grace period does not hold the sidecar's end, with what it has to wait; else nothing is said."""
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("version: 1\npolicies: [{name: a, stance: neutral, turn: {false_alarm_rate: 0.01}}]\n")
+        given = [part for flag in flags for part in ([flag] if flag.startswith("-") else ["--setting", flag])]
+        done = run("attach", manifest(ENGINE, pod=pod), *BANK, "--policy", policy, *given)
+        assert done.code == 0
+        assert ("terminationGracePeriodSeconds" in done.err) == bool(told)
+        assert told in done.err
+
+
 class TestWhatIsRefused:
     """Workloads that cannot be attached to, with what to do instead."""
 
@@ -157,6 +207,14 @@ class TestWhatIsRefused:
             ({"command": ["sh", "-c", "vllm serve a & vllm serve b"]}, "starts the engine more than once"),
             ({"command": ["sh", "-c", "vllm serve a --port $((80 + 1))"]}, "write the arguments as a list"),
             ({"volumeMounts": [{"name": "affect-monitor-socket", "mountPath": "/x"}]}, "was not added by attach"),
+            (
+                {"volumeMounts": [{"name": "own", "mountPath": "/run/affect-monitor/"}]},
+                "container engine volumeMounts/own: is at /run/affect-monitor, where the folder",
+            ),
+            ({"volumeMounts": [{"name": "affect-monitor-bank", "mountPath": "/b"}]}, "comes and goes with the sidecar"),
+            ({"ports": [{"containerPort": 9469}]}, "container engine ports: 9469 is the sidecar's"),
+            ({"args": ["m", "--port=9469"]}, "container engine --port: 9469 is the sidecar's"),
+            ({"command": ["sh", "-c", "vllm serve m --port 9469"]}, "have this one listen on another"),
             ({"image": "s", "args": [], "command": ["sglang", "serve", "--speculative-algorithm", "EAGLE"]}, "drop it"),
             ({"image": "s", "args": [], "command": ["sglang", "serve", "--pp-size", "2"]}, "use tensor parallelism"),
         ],
@@ -172,6 +230,12 @@ class TestWhatIsRefused:
         """It is left to whoever added it."""
         done = run("attach", manifest(ENGINE, pod={"initContainers": [{"name": "affect-monitor"}]}), *BANK, *CONFIG)
         assert "is there already and was not added by attach" in done.error
+
+    def test_a_port_that_another_container_has(self, run: Run, manifest: Manifest) -> None:
+        """Containers of a pod share their ports, those that start first too; that container is named."""
+        exporter = {"name": "exporter", "image": "e", "restartPolicy": "Always", "ports": [{"containerPort": 9469}]}
+        done = run("attach", manifest(ENGINE, pod={"initContainers": [exporter]}), *BANK, *CONFIG)
+        assert "Deployment/x container exporter ports: 9469 is the sidecar's" in done.error
 
     def test_files_without_workloads(self, run: Run, tmp_path: Path) -> None:
         """The kinds that are known are named."""
@@ -217,6 +281,21 @@ class TestDetach:
         assert done.code == 2
         assert 'before, it was ["org/model"]' in done.error
 
+    def test_refuses_a_volume_that_others_use(self, run: Run, manifest: Manifest, tmp_path: Path) -> None:
+        """A container that came later and mounts a volume of the sidecar's is named; attaching anew is no trouble."""
+        written = run("attach", manifest(ENGINE), *BANK, *CONFIG).out
+        (document,) = yaml.safe_load_all(written)
+        mount = {"name": "affect-monitor-state", "mountPath": "/state"}
+        document["spec"]["template"]["spec"]["containers"].append({"name": "audit", "volumeMounts": [mount]})
+        file = tmp_path / "y.yaml"
+        file.write_text(yaml.safe_dump(document))
+        done = run("detach", file)
+        assert (done.code, done.out) == (2, "")
+        assert done.error.startswith("error Deployment/x container audit volumeMounts/affect-monitor-state: ")
+        assert "take this mount out" in done.error
+        (again,) = yaml.safe_load_all(run("attach", file, *BANK, *CONFIG).out)
+        assert again["spec"]["template"]["spec"]["volumes"] == document["spec"]["template"]["spec"]["volumes"]
+
     def test_refuses_a_container_of_another_name(self, run: Run, manifest: Manifest, tmp_path: Path) -> None:
         """What was put into a container that is not found any more is not left behind in silence."""
         file = tmp_path / "attached.yaml"
@@ -232,15 +311,18 @@ class TestDetach:
         assert (done.code, done.out) == (2, "")
         assert "is no record of what was attached" in done.error
 
-    def test_keeps_the_file_to_the_letter(self, run: Run, tmp_path: Path) -> None:
-        """Indents, quotes, comments and borders come back; so does what was changed by nobody."""
+    @pytest.mark.parametrize("ends", ["\n", "\r\n"])
+    @pytest.mark.parametrize("top", ["# one\n", "%YAML 1.1\n# one\n---\n"])
+    def test_keeps_the_file_to_the_letter(self, run: Run, tmp_path: Path, top: str, ends: str) -> None:
+        """Indents, quotes, comments, borders, directives and line ends come back; so does what nobody changed."""
         text = (
-            "# one\nkind: Deployment\nmetadata:\n  name: 'x'   # its name\nspec:\n  template:\n    spec:\n"
+            f"{top}kind: Deployment\nmetadata:\n  name: 'x'   # its name\nspec:\n  template:\n    spec:\n"
             "      containers:\n      - name: e\n        image: vllm/vllm-openai\n"
             "        args:\n        - m   # the model\n"
-            "        - '--port=8000'\n\n# two\n---\nkind: Service # three\n"
-        )
-        (tmp_path / "x.yaml").write_text(text)
+            "        - '--port=8000'\n\n# two\n...\n---\nkind: Service # three\n"
+        ).replace("\n", ends)
+        (tmp_path / "x.yaml").write_bytes(text.encode())
         written = run("attach", tmp_path / "x.yaml", *BANK, *CONFIG).out
-        (tmp_path / "y.yaml").write_text(written)
+        assert written.count("\n") == written.count(ends)
+        (tmp_path / "y.yaml").write_bytes(written.encode())
         assert run("detach", tmp_path / "y.yaml").out == text

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from monitor.attach.arguments import Arguments
 from monitor.attach.capturing import Wanted, captured_by, command_line
 from monitor.attach.command import CommandLine
+from monitor.attach.conflicts import check_arguments, check_folder, check_mounts, check_port
 from monitor.attach.edits import Edits, Path, find, undo
 from monitor.attach.engine import Engine
 from monitor.attach.pod import GROUP, INGEST, LOCAL_VOLUMES, SIDECAR, SOCKET, Sidecar
@@ -16,6 +19,8 @@ from monitor.errors import SetupError
 
 RECORD = "affect-monitor.io/attached"
 """Annotation of a workload: what was added to it, for detach."""
+_GRACE_SECONDS = 30
+"""Time that Kubernetes gives a pod to stop, where it does not say another."""
 
 
 def attach(manifest: dict[str, Any], wanted: Wanted) -> list[str] | None:
@@ -32,15 +37,15 @@ def attach(manifest: dict[str, Any], wanted: Wanted) -> list[str] | None:
     Raises:
         SetupError: It cannot be attached to; says what to do instead.
     """
-    try:
-        detach(manifest)
+    with _told_of(manifest):
+        _undo(manifest)
         inference = find_inference(manifest, wanted.container, wanted.engine)
         if inference is None:
             return None
         _check_mode(manifest)
-        return _attached(manifest, wanted, inference)
-    except SetupError as error:
-        raise SetupError(f"{title(manifest)} {error.field}", error.message) from None
+        told = _attached(manifest, wanted, inference)
+        check_mounts(manifest)
+        return told
 
 
 def detach(manifest: dict[str, Any]) -> list[str] | None:
@@ -50,8 +55,25 @@ def detach(manifest: dict[str, Any]) -> list[str] | None:
         What has been changed by others since, and so stays; None where nothing was attached.
 
     Raises:
-        SetupError: What was attached cannot be told from the rest any more.
+        SetupError: What was attached cannot be told from the rest any more, or somebody else's container uses it.
     """
+    with _told_of(manifest):
+        left = _undo(manifest)
+        if left is not None:
+            check_mounts(manifest)
+        return left
+
+
+@contextmanager
+def _told_of(manifest: dict[str, Any]) -> Iterator[None]:
+    """Errors say of which workload they are."""
+    try:
+        yield
+    except SetupError as error:
+        raise SetupError(f"{title(manifest)} {error.field}", error.message) from None
+
+
+def _undo(manifest: dict[str, Any]) -> list[str] | None:
     annotations = find(manifest, ("metadata", "annotations")) or {}
     if RECORD not in annotations:
         return None
@@ -71,6 +93,7 @@ def _attached(manifest: dict[str, Any], wanted: Wanted, inference: Inference) ->
     annotations = edits.holder(("metadata", "annotations"))
     container = find(manifest, inference.container)
     line = command_line(container, inference)
+    check_arguments(inference.container[-1], line.arguments)
     captured = captured_by(container, line, wanted, inference.engine)
     notes = [
         f"sidecar added beside container {inference.container[-1]}: {captured.how}",
@@ -84,6 +107,8 @@ def _attached(manifest: dict[str, Any], wanted: Wanted, inference: Inference) ->
     for pod, path in sharing:
         if wanted.engine_image:
             edits.put((*path, "image"), wanted.engine_image)
+        check_port(manifest, pod)
+        check_folder(find(manifest, path))
         edits.put((*path, "volumeMounts", SOCKET), wanted.sidecar.mount())
         notes += _add_sidecar(edits, manifest, pod, wanted)
     if len(sharing) > 1:
@@ -100,16 +125,40 @@ def _add_sidecar(edits: Edits, manifest: dict[str, Any], pod: Pod, wanted: Wante
     place = "initContainers" if native else "containers"
     edits.put((*pod.spec, place, SIDECAR), wanted.sidecar.container(native=native))
     _mark(edits, manifest, pod, wanted.sidecar)
+    notes = _grace_notes(manifest, pod, wanted.sidecar.stop_seconds(native=native))
     if not pod.is_whole:
+        if wanted.sidecar.token_secret:
+            raise SetupError(
+                "--token-secret", "a runtime of KServe has no groups that could read its file; leave it out"
+            )
         return [
+            *notes,
             "a runtime of KServe has no init containers: the sidecar is a classic container",
             "a runtime of KServe has no groups: socket_mode has to be 0666, as in the settings that attach writes",
         ]
-    groups = (*pod.spec, "securityContext", "supplementalGroups")
-    theirs = find(manifest, groups) or []
+    return [*notes, *_add_groups(edits, manifest, (*pod.spec, "securityContext"), wanted.sidecar)]
+
+
+def _add_groups(edits: Edits, manifest: dict[str, Any], security: Path, sidecar: Sidecar) -> list[str]:
+    """Lets the pod's containers reach the socket, and the sidecar read its token."""
+    theirs = find(manifest, (*security, "supplementalGroups")) or []
     if GROUP not in theirs:
-        edits.put(groups, [*theirs, GROUP])
-    return []
+        edits.put((*security, "supplementalGroups"), [*theirs, GROUP])
+    if not sidecar.token_secret or find(manifest, (*security, "fsGroup")) is not None:
+        return []
+    # A Secret's file belongs to root, and others may not read it.
+    edits.put((*security, "fsGroup"), GROUP)
+    edits.fill((*security, "fsGroupChangePolicy"), "OnRootMismatch")
+    return [f"for the token the pod gets fsGroup {GROUP}, and with it all its writable volumes do, for good"]
+
+
+def _grace_notes(manifest: dict[str, Any], pod: Pod, needed: float) -> list[str]:
+    given = find(manifest, (*pod.spec, "terminationGracePeriodSeconds"))
+    given = _GRACE_SECONDS if given is None else given
+    if given >= needed:
+        return []
+    told = f"terminationGracePeriodSeconds is {given}, and the sidecar's end takes up to {needed:g} of them"
+    return [f"{told}: turns that end last may go unseen; raise it, or lower drain_seconds"]
 
 
 def _mark(edits: Edits, manifest: dict[str, Any], pod: Pod, sidecar: Sidecar) -> None:

@@ -72,6 +72,8 @@ def command_line(container: dict[str, Any], inference: Inference) -> CommandLine
     """
     name = inference.container[-1]
     line = command_of(container, inference.engine)
+    if line is None and inference.engine is Engine.TRANSFORMERS:
+        return CommandLine([], None)  # which takes none
     if line is None:
         raise SetupError(
             f"container {name}",

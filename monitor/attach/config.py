@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from monitor.attach.edits import find
-from monitor.attach.pod import BANKS, INGEST
+from monitor.attach.pod import BANKS, DRAIN_SECONDS, INGEST
 from monitor.errors import SetupError
 from monitor.settings import SidecarSettings, load_settings
 
@@ -19,6 +19,15 @@ MADE = {"app.kubernetes.io/managed-by": "affect-monitor-attach"}
 """Labels of the ConfigMaps that attach writes."""
 
 _FOLDER = "bank"
+_COUNTED_ON = "is what the engine, the probes and the pod's volumes count on; leave it out"
+_FIXED = {
+    "bank": "is said by --bank and --bank-from",
+    "policy": "is said by --policy",
+    **dict.fromkeys(("http_host", "http_port", "ingest", "socket_group", "socket_mode", "socket_owner"), _COUNTED_ON),
+    **dict.fromkeys(("insecure", "tls_cert", "tls_client_ca", "tls_key"), "goes with TCP, and this ingest is a socket"),
+    "token_file": "is said by --token-secret",
+}
+"""Settings that are not the user's to make here."""
 
 
 def bank_volume(source: str) -> tuple[dict[str, Any], str]:
@@ -59,7 +68,7 @@ def sidecar_settings(bank: str, socket_mode: str, further: Mapping[str, Any]) ->
         "ingest": INGEST,
         "socket_mode": socket_mode,
         "http_host": "0.0.0.0",  # noqa: S104 - Prometheus scrapes it from outside the pod
-        "drain_seconds": 10,
+        "drain_seconds": DRAIN_SECONDS,
         "state_file": "/var/lib/affect-monitor/state.json",
         **further,
     }
@@ -71,12 +80,14 @@ def further_settings(written: Sequence[str]) -> dict[str, Any]:
     """Settings that are written as ``NAME=VALUE``.
 
     Raises:
-        SetupError: They are not, or there is no such setting.
+        SetupError: They are not, there is no such setting, or it is not to be changed here.
     """
     pairs = [pair.partition("=") for pair in written]
     for name, equals, _ in pairs:
         if not equals or name not in SidecarSettings.model_fields:
             raise SetupError("--setting", f"{name!r} is no setting; write NAME=VALUE, as in max_open_turns=1000")
+        if name in _FIXED:
+            raise SetupError("--setting", f"{name} {_FIXED[name]}")
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 

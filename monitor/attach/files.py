@@ -11,8 +11,9 @@ from monitor.attach.attaching import attach, detach
 from monitor.attach.capturing import Wanted
 from monitor.attach.config import checksum, config_map, is_made, sidecar_settings
 from monitor.attach.edits import find, plain
-from monitor.attach.manifest import BORDER, Document, added, read, write
+from monitor.attach.manifest import BORDER, Document, added, ends_of, read, write
 from monitor.attach.patch import Patch, difference
+from monitor.attach.pod import TOKEN_FILE, Sidecar
 from monitor.attach.workload import KINDS, containers_told, pods_of, title
 from monitor.errors import SetupError
 
@@ -66,8 +67,8 @@ def attach_file(text: str, wanted: Wanted, configuration: Configuration) -> Chan
     for document in _without_configs(read(text)):
         for manifest in _manifests(document):
             before = plain(manifest)
-            config = _config(manifest, configuration)
-            told = attach(manifest, _configured(wanted, config, configuration.existing))
+            config = _config(manifest, configuration, wanted.sidecar)
+            told = attach(manifest, _configured(wanted, config, configuration))
             if told is None:
                 others.append(manifest)
                 continue
@@ -82,7 +83,7 @@ def attach_file(text: str, wanted: Wanted, configuration: Configuration) -> Chan
     if not patches:
         raise _none_found(others, wanted)
     notes += [f"{title(each)}: no container is seen to run an engine; left as it is" for each in others]
-    return Changed(write(documents), patches, notes)
+    return Changed(write(documents, ends_of(text)), patches, notes)
 
 
 def detach_file(text: str) -> Changed:
@@ -107,7 +108,7 @@ def detach_file(text: str) -> Changed:
             notes.append(f"{title(manifest)}: detached; it needs ConfigMap {config} no more")
     if not notes:
         notes = [f"the file holds none of {', '.join(KINDS)}; left as it is"]
-    return Changed(write(documents) if is_changed else text, [], notes)
+    return Changed(write(documents, ends_of(text)) if is_changed else text, [], notes)
 
 
 def _without_configs(documents: list[Document]) -> list[Document]:
@@ -133,23 +134,26 @@ def _manifests(document: Document) -> Iterator[dict[str, Any]]:
             yield manifest
 
 
-def _config(manifest: dict[str, Any], configuration: Configuration) -> dict[str, Any] | None:
+def _config(manifest: dict[str, Any], configuration: Configuration, sidecar: Sidecar) -> dict[str, Any] | None:
     """The ConfigMap of a workload; None where one is there."""
     if configuration.policy is None:
         return None
     metadata = manifest.get("metadata") or {}
     # Where a pod's groups cannot be said, the sidecar and an engine of another user have none in common.
     mode = "0660" if all(pod.is_whole for pod in pods_of(manifest)) else "0666"
-    settings = sidecar_settings(configuration.bank, mode, configuration.settings)
+    token = {"token_file": TOKEN_FILE} if sidecar.token_secret else {}
+    settings = sidecar_settings(configuration.bank, mode, {**token, **configuration.settings})
     return config_map(
         f"{metadata.get('name')}-affect-monitor", metadata.get("namespace"), settings, configuration.policy
     )
 
 
-def _configured(wanted: Wanted, config: dict[str, Any] | None, existing: str) -> Wanted:
+def _configured(wanted: Wanted, config: dict[str, Any] | None, configuration: Configuration) -> Wanted:
+    sidecar = wanted.sidecar
     if config is None:
-        return replace(wanted, sidecar=replace(wanted.sidecar, config=existing))
-    made = replace(wanted.sidecar, config=config["metadata"]["name"], checksum=checksum(config))
+        return replace(wanted, sidecar=replace(sidecar, config=configuration.existing))
+    drain = float(configuration.settings.get("drain_seconds", sidecar.drain_seconds))
+    made = replace(sidecar, config=config["metadata"]["name"], checksum=checksum(config), drain_seconds=drain)
     return replace(wanted, sidecar=made)
 
 

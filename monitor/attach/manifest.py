@@ -1,4 +1,4 @@
-"""Files of manifests: comments, quotes and order stay, and what is not changed stays to the letter."""
+"""Files of manifests: comments, quotes, order and line ends stay, and what is not changed stays to the letter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from monitor.errors import SetupError
 BORDER = "---\n"
 """What stands between two documents."""
 
-_BORDER = re.compile(r"^---(?=\s|$).*\n?", re.MULTILINE)
+# With the directives above it, as in %YAML 1.2, which say nothing here.
+_BORDER = re.compile(r"^(?:%.*\n(?:#.*\n|[ \t]*\n)*)*---(?=\s|$).*\n?", re.MULTILINE)
 # Comments that are indented may be lines of a text.
-_END = re.compile(r"(?:^(?:#.*|[ \t]*)\n)*\Z", re.MULTILINE)
+_END = re.compile(r"(?:^(?:#.*|\.\.\.[ \t]*|[ \t]*)\n)*\Z", re.MULTILINE)
 _KEEPS_BLANKS = re.compile(r"[|>][0-9]?\+")
 _TRUTHS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
 _SEQUENCE = re.compile(r"^( *)(?! |-|#)[^\n]*:[ \t]*\n(?: *(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
@@ -56,11 +57,12 @@ class Document:
 
 
 def read(text: str) -> list[Document]:
-    """Reads the documents of a file.
+    """Reads the documents of a file; line ends of Windows are those of Unix in them.
 
     Raises:
         SetupError: It is not YAML.
     """
+    text = text.replace(ends_of(text), "\n")
     borders = list(_BORDER.finditer(text))
     starts = [0, *(border.end() for border in borders)]
     ends = [*(border.start() for border in borders), len(text)]
@@ -79,14 +81,24 @@ def added(content: dict[str, Any], border: str = "") -> Document:
     return Document(text.getvalue(), border, content=content)
 
 
-def write(documents: list[Document]) -> str:
-    """The file."""
+def ends_of(text: str) -> str:
+    """How the lines of a file end: as in Windows where all of them do."""
+    return "\r\n" if 0 < text.count("\n") == text.count("\r\n") else "\n"
+
+
+def write(documents: list[Document], ends: str) -> str:
+    """The file.
+
+    Args:
+        documents: What is in it.
+        ends: How its lines end.
+    """
     parts: list[str] = []
     for document in documents:
         if parts and not document.border:
             parts.append(BORDER)
         parts.append(document.written())
-    return "".join(parts)
+    return "".join(parts).replace("\n", ends)
 
 
 def _document(text: str, border: str) -> Document:

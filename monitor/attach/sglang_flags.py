@@ -1,4 +1,7 @@
-"""The options that make SGLang send hidden states, and what they do not go with. Checked against SGLang 0.5.23."""
+"""The options that make SGLang send hidden states, and what they do not go with.
+
+Their names are those of SGLang 0.5.23, held against its files by a test; no such server has run with them.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,20 @@ from monitor.errors import SetupError
 _ALGORITHM = "--speculative-algorithm"
 _LAYERS = "--return-aux-hidden-state-layer-ids"
 _RETURN = "--enable-return-aux-hidden-states"
+_ADAPTERS = "adapters make another model of the bank's, and are not captured; drop it"
+_SPECULATIVE = "SGLang captures in the place of speculative decoding; drop it"
 _ALONE = {
-    _ALGORITHM: "SGLang captures in the place of speculative decoding; drop it",
+    _ALGORITHM: _SPECULATIVE,
+    "--speculative-draft-model-path": _SPECULATIVE,
     "--enable-pdmux": "is not captured; drop it",
     "--disaggregation-mode": "prefill and decode servers of their own are not captured; serve both in one",
-    "--lora-paths": "adapters make another model of the bank's, and are not captured; drop it",
+    "--dllm-algorithm": "a diffusion model writes no token at a time, and is not captured; drop it",
+    "--enable-lora": _ADAPTERS,
+    "--lora-paths": _ADAPTERS,
 }
+_STAGES = ("--pp-size", "--pipeline-parallel-size")
+NAMES = (_RETURN, _LAYERS, *_ALONE, *_STAGES)
+"""Options of SGLang that are written or looked for."""
 
 
 def with_sglang_capture(
@@ -33,11 +44,13 @@ def with_sglang_capture(
         SetupError: Something the user asks of SGLang does not go with capture; says what to do instead.
     """
     given = Arguments(arguments)
-    for name, told in _ALONE.items():
-        if name in given.names:
-            raise SetupError(name, told)
-    if given.count("--pipeline-parallel-size", "--pp-size", "--pp") > 1:
-        raise SetupError("--pipeline-parallel-size", "SGLang captures no pipeline stages; use tensor parallelism")
+    for name in sorted(given.names - {""}):
+        # SGLang takes the beginning of an option for all of it.
+        whole = next((each for each in _ALONE if each.startswith(name)), "")
+        if whole and (whole, given.get(name)) != ("--disaggregation-mode", "null"):
+            raise SetupError(name, _ALONE[whole])
+    if given.count(*_STAGES) > 1:
+        raise SetupError(_STAGES[0], "SGLang captures no pipeline stages; use tensor parallelism")
     if not layers or layers[0] < 1:
         raise SetupError("--layers", f"{list(layers)}: SGLang captures from layer 1 on; take a bank of such layers")
     plugins = (environment or {}).get("SGLANG_PLUGINS")

@@ -62,6 +62,17 @@ def pods_of(manifest: dict[str, Any]) -> list[Pod]:
     return [pod for pod in found if isinstance(find(manifest, pod.spec), dict)]
 
 
+def containers_of(manifest: dict[str, Any], pod: Pod) -> list[dict[str, Any]]:
+    """All containers of a pod, those that start first among them, and a model that KServe makes one of."""
+    spec = find(manifest, pod.spec)
+    model = spec.get("model")
+    return [
+        *([model] if isinstance(model, dict) else ()),
+        *(spec.get("initContainers") or ()),
+        *(spec.get("containers") or ()),
+    ]
+
+
 def title(manifest: dict[str, Any]) -> str:
     """A document's kind and name, as in ``Deployment/assistant``."""
     return f"{manifest.get('kind')}/{(manifest.get('metadata') or {}).get('name', '')}"

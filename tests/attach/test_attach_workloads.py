@@ -109,6 +109,32 @@ class TestWorkloads:
         assert [comment for comment in comments if comment not in attach(name).out] == []
 
 
+class TestPatchesOfWhatIsAttached:
+    """Attaching anew by a patch: what goes is taken out, what comes is put in."""
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ((), ("--classic",)),
+            (("--classic",), ()),
+            (("--bank-from", "pvc://banks/assistant"), ("--classic",)),
+            (("--engine-image", "own:1"), ("--capture", "tap")),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["live-object", "existing-sidecars", "no-args"])
+    def test_make_the_same_by_kubectl(
+        self, run: Run, name: str, before: tuple[str, ...], after: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        """A sidecar of the other kind, a bank from elsewhere, an image of the engine: nothing of them is left."""
+        given = ("--bank", BANK, "--config", "affect")
+        file = tmp_path / "attached.yaml"
+        file.write_text(run("attach", workload(name), *given, *before).out)
+        whole, patch = run("attach", file, *given, *after), run("attach", file, *given, *after, "--patch")
+        original, wanted = attached_to(parsed(file.read_text())), attached_to(parsed(whole.out))
+        assert patched(tmp_path, original, "strategic", patch.out) == wanted
+        assert original != wanted
+
+
 class TestLiveObjects:
     """What kubectl get prints."""
 
@@ -129,9 +155,9 @@ class TestLiveObjects:
     def test_are_read_from_standard_input(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """A dash stands for it, for attach and for detach."""
         text = workload("live-object").read_text()
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         done = run("attach", "-", "--bank", BANK, "--config", "affect")
-        monkeypatch.setattr(sys, "stdin", io.StringIO(done.out))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(done.out.encode())))
         assert parsed(run("detach", "-").out) == parsed(text)
 
     def test_come_in_lists(self, run: Run, tmp_path: Path) -> None:

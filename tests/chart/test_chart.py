@@ -15,6 +15,7 @@ GOLDEN = Path(__file__).parent / "golden"
 OLDEST = "1.29.0"
 """The oldest version of Kubernetes that the chart says it is for."""
 NEEDS_NEWER = {
+    "assigned-ids": "1.34",
     "bank-image": "1.31",
     "bank-url": "1.34",
     "canary": "1.31",
@@ -108,13 +109,20 @@ class TestNotes:
             ("demo", "port-forward deployment/affect-monitor-demo 8000 9469"),
             ("inject", 'affect-monitor.io/inject: "true"'),
             ("settings", "Running sidecars take a changed policy within two minutes"),
-            ("settings", "ask for the token of Secret affect-monitor-token"),
+            ("settings", "get secret affect-monitor-token -o go-template='{{index .data \"token\" | base64decode}}'"),
+            ("demo", "answer 403: no token is set"),
         ],
     )
     def test_tell_what_to_do_next(self, name: str, said: str) -> None:
         """They are about what was asked for, and tell what to look at."""
         assert said in self.notes(name)
         assert "What to look at first" in self.notes(name)
+
+    @pytest.mark.parametrize("name", CI)
+    def test_begin_with_the_token(self, name: str) -> None:
+        """What opens the pages, or how it is made, stands before everything else."""
+        _, first, *_ = self.notes(name).split("\n\n")
+        assert first.startswith("Status page, runbooks and turns ")
 
     def test_warn_of_an_engine_without_capture(self) -> None:
         """Injection without anything for the engine says that its manifest has to do it."""

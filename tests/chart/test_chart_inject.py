@@ -208,6 +208,16 @@ class TestInjection:
         admitted = Admission(policy).admit(pod(securityContext=theirs) if theirs else pod())
         assert admitted["spec"]["securityContext"] == {"supplementalGroups": [10001], **group}
 
+    @pytest.mark.parametrize("theirs", [{}, {"runAsNonRoot": True}])
+    def test_leaves_ids_to_the_cluster(self, render: Render, theirs: Document) -> None:
+        """Where the values say so, no user and no group is added to a pod, for a token neither."""
+        policy = Admission(made(render("assigned-ids"), "MutatingAdmissionPolicy"))
+        asking = pod(securityContext=theirs) if theirs else pod()
+        admitted = policy.admit(asking)["spec"]
+        assert admitted.get("securityContext", {}) == theirs
+        sidecar = named(admitted["initContainers"], "affect-monitor")
+        assert not sidecar["securityContext"].keys() & {"runAsUser", "runAsGroup"}
+
     def test_brings_the_bank_before_the_sidecar(self, render: Render) -> None:
         """A bank that has to be fetched is there when the sidecar starts."""
         fetching = Admission(made(render("bank-url"), "MutatingAdmissionPolicy"))

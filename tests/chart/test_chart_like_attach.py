@@ -13,10 +13,11 @@ from monitor import __version__
 from monitor.attach.attaching import attach
 from monitor.attach.capturing import Wanted
 from monitor.attach.config import bank_volume, sidecar_settings
-from monitor.attach.pod import IMAGE, Sidecar
+from monitor.attach.pod import IMAGE, TOKEN_FILE, Sidecar
 
 SAME = {
     "native": ("demo: {enabled: true}", "", False),
+    "token": ("demo: {enabled: true}\ntoken: {secretName: affect-monitor-token}", "", False),
     "classic": ("demo: {enabled: true}\nsidecar: {kind: classic}", "", True),
     "claim": (
         "demo: {enabled: true}\nbank: {from: claim, claim: {name: banks, path: assistant/7}}",
@@ -71,11 +72,17 @@ def both(
         "metadata": {"name": "x"},
         "spec": {"template": {"metadata": {}, "spec": {"containers": [engine]}}},
     }
-    sidecar = Sidecar(f"{IMAGE}:{__version__}", config["metadata"]["name"], volume, "some")
+    token = "affect-monitor-token" if request.param == "token" else ""
+    sidecar = Sidecar(f"{IMAGE}:{__version__}", config["metadata"]["name"], volume, "some", token_secret=token)
     attach(manifest, Wanted(sidecar, (18, 22), classic=classic))
     settings = yaml.safe_load(config["data"]["settings.yaml"])
     template = manifest["spec"]["template"]
-    return deployment["spec"]["template"], settings, template, sidecar_settings(place, "0660", {})
+    return (
+        deployment["spec"]["template"],
+        settings,
+        template,
+        sidecar_settings(place, "0660", {"token_file": TOKEN_FILE} if token else {}),
+    )
 
 
 def test_pods_are_the_same(both: tuple[Document, Document, Document, Document]) -> None:

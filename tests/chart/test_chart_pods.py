@@ -125,6 +125,19 @@ class TestEveryPod:
         waits = int(command["exec"]["command"][-1].split("(")[1].strip(")")) if command else 0
         assert pod["terminationGracePeriodSeconds"] >= waits + settings(made)["drain_seconds"] + 5
 
+    @pytest.mark.parametrize(
+        ("sidecar", "seconds"),
+        [
+            ({"drainSeconds": 10}, 60),
+            ({"drainSeconds": 120}, 135),
+            ({"kind": "classic", "drainSeconds": 120, "preStopSeconds": 40}, 175),
+        ],
+    )
+    def test_has_more_time_where_the_drain_takes_more(self, sidecar: Document, seconds: int) -> None:
+        """The grace period grows with what the values ask for, and is a minute at least."""
+        made = documents(rendered_files({"demo": {"enabled": True}, "sidecar": sidecar}))
+        assert template(made)["spec"]["terminationGracePeriodSeconds"] == seconds
+
     @pytest.mark.parametrize("name", CI)
     def test_is_told_what_the_sidecar_understands(self, render: Render, name: str, tmp_path: Path) -> None:
         """Settings and policy of every ConfigMap pass the sidecar's own readers; it listens where others look."""
@@ -211,6 +224,20 @@ class TestSidecar:
         told = settings(render("settings"))
         assert (told["threads"], told["audit_file"]) == (2, "/var/lib/affect-monitor/audit.db")
         assert told["state_file"] == "/var/lib/affect-monitor/state.json"
+
+
+class TestAssignedIds:
+    """Pods for clusters that give users and groups out themselves."""
+
+    def test_name_no_user_and_no_group(self, render: Render) -> None:
+        """Neither the pod nor a container does; the rest of the restricted profile is as ever."""
+        pod = template(render("assigned-ids"))["spec"]
+        fixed = template(render("demo"))["spec"]
+        assert "securityContext" not in pod
+        for container, other in zip(all_containers(pod), all_containers(fixed), strict=True):
+            ids = {"runAsUser": 10001, "runAsGroup": 10001}
+            assert {**container["securityContext"], **ids} == other["securityContext"]
+            assert not container["securityContext"].keys() & ids.keys()
 
 
 class TestRolling:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from monitor.sidecar.listen import open_to, owners_alone
 ENGINE, STRANGER = 2000, 3000
 POD_GROUP = 4000
 """An fsGroup of the pod's own."""
+ASSIGNED = 1000650000
+"""User and fsGroup that a cluster gives a pod that names none."""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be every user in turn")
 
@@ -47,31 +50,22 @@ def connect(path: Path) -> None:
         client.connect(str(path))
 
 
-@pytest.fixture(params=["disk", "memory", "own"])
-def place(request: pytest.FixtureRequest, render: Render) -> Iterator[tuple[Path, int]]:
-    """A folder as the kubelet makes an emptyDir, without and with an fsGroup, and the group that the socket gets."""
-    (ours,) = pod(render)["securityContext"]["supplementalGroups"]
-    owner, mode, group = {
-        "disk": (0, 0o777, ours),
-        "memory": (0, 0o1777, ours),
-        "own": (POD_GROUP, 0o2777, POD_GROUP),
-    }[request.param]
+@contextmanager
+def emptied(mode: int, group: int) -> Iterator[Path]:
+    """A folder as the kubelet makes an emptyDir."""
     folder = Path(tempfile.mkdtemp())
-    os.chown(folder, 0, owner)
+    os.chown(folder, 0, group)
     folder.chmod(mode)
-    yield folder, group
+    yield folder
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def path(place: tuple[Path, int], render: Render) -> Iterator[Path]:
-    """The socket, made by the sidecar's user with the mode that its settings say, and served."""
-    context = next(each for each in pod(render)["initContainers"] if each["name"] == "affect-monitor")[
-        "securityContext"
-    ]
-    told = next(made for made in render("demo") if made["kind"] == "ConfigMap")["data"]["settings.yaml"]
+@contextmanager
+def served(folder: Path, user: int, group: int, groups: Sequence[int], made: list[Document]) -> Iterator[Path]:
+    """The socket, made by a user with the mode that the rendered settings say."""
+    told = next(each for each in made if each["kind"] == "ConfigMap")["data"]["settings.yaml"]
     settings = SidecarSettings.model_validate(yaml.safe_load(told))
-    found = place[0] / "ingest.sock"
+    found = folder / "ingest.sock"
     with socket.socket(socket.AF_UNIX) as listener:
 
         def make() -> None:
@@ -80,7 +74,30 @@ def path(place: tuple[Path, int], render: Render) -> Iterator[Path]:
             open_to(found, settings)
             listener.listen()
 
-        assert become(context["runAsUser"], context["runAsGroup"], [place[1]], make)
+        assert become(user, group, groups, make)
+        yield found
+
+
+@pytest.fixture(params=["disk", "memory", "own"])
+def place(request: pytest.FixtureRequest, render: Render) -> Iterator[tuple[Path, int]]:
+    """A folder as the kubelet makes an emptyDir, without and with an fsGroup, and the group that the socket gets."""
+    (ours,) = pod(render)["securityContext"]["supplementalGroups"]
+    owner, mode, group = {
+        "disk": (0, 0o777, ours),
+        "memory": (0, 0o1777, ours),
+        "own": (POD_GROUP, 0o3777, POD_GROUP),
+    }[request.param]
+    with emptied(mode, owner) as folder:
+        yield folder, group
+
+
+@pytest.fixture
+def path(place: tuple[Path, int], render: Render) -> Iterator[Path]:
+    """The socket, made by the sidecar's user and served."""
+    context = next(each for each in pod(render)["initContainers"] if each["name"] == "affect-monitor")[
+        "securityContext"
+    ]
+    with served(place[0], context["runAsUser"], context["runAsGroup"], [place[1]], render("demo")) as found:
         yield found
 
 
@@ -114,3 +131,18 @@ class TestSocket:
     def test_is_not_reached_by_strangers(self, path: Path) -> None:
         """Who is not in the group is refused, even where the folder can be seen."""
         assert not become(STRANGER, STRANGER, [], lambda: connect(path))
+
+
+class TestAssignedIds:
+    """The socket of a pod that leaves user and groups to the cluster."""
+
+    def test_is_reached_within_the_pod(self, render: Render) -> None:
+        """It is of the fsGroup that the cluster gives, which the engine is in as well, as the same user or another."""
+        with (
+            emptied(0o3777, ASSIGNED) as folder,
+            served(folder, ASSIGNED, 0, [ASSIGNED], render("assigned-ids")) as path,
+        ):
+            assert (path.stat().st_gid, path.stat().st_mode & 0o777) == (ASSIGNED, 0o660)
+            assert become(ASSIGNED, 0, [ASSIGNED], lambda: connect(path))
+            assert become(ENGINE, 0, [ASSIGNED], lambda: connect(path))
+            assert not become(STRANGER, 0, [], lambda: connect(path))

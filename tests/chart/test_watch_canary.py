@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import helm_python
 import pytest
 from helm_engine import CI, Document, documents, read_values, rendered_files
 
@@ -94,6 +95,29 @@ def test_any_value_may_differ(values: Document) -> None:
     assert "tried" not in maps["affect-monitor-config"]["policy.yaml"]
     images = {track: sidecar(each)["image"].split(":")[-1] for track, each in tracks(objects).items()}
     assert images["canary"] == "next" != images["stable"]
+
+
+@pytest.mark.parametrize(
+    ("bank", "told"),
+    [
+        ({"from": "image", "image": {"reference": ""}}, "reference"),
+        ({"from": "claim"}, r"canary\.values\.bank\.claim\.name: is needed, as bank\.from is claim there"),
+        ({"from": "initImage"}, r"canary\.values\.bank\.initImage\.image: is needed"),
+        ({"from": "url"}, r"canary\.values\.bank\.url\.location: is needed"),
+        ({"from": "url", "url": {"location": "https://b/x.tar.gz"}}, r"canary\.values\.bank\.url\.sha256: is needed"),
+    ],
+)
+def test_a_bank_from_nowhere_is_refused(values: Document, bank: Document, told: str) -> None:
+    """What the schema refuses of the chart's own bank is refused of the canary's as well, and named."""
+    values["canary"]["values"] = {"bank": bank}
+    with pytest.raises(helm_python.HelmError, match=told):
+        rendered(values)
+
+
+def test_a_canary_of_nothing_is_refused(values: Document) -> None:
+    """Without the example there is no Deployment to put one beside, and the message says what to do."""
+    with pytest.raises(helm_python.HelmError, match=r"canary\.enabled: .* demo\.enabled is false; set that to true"):
+        rendered({**values, "demo": {"enabled": False}})
 
 
 def test_rolled_back_it_is_as_before(values: Document) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import helm_python
-import needs
 import pytest
 import yaml
 from helm_engine import CI, Document, documents, read_values, rendered_files
+from prometheus_tools import amtool
 
 from monitor.policy.schema import SHIPPED
 
@@ -116,15 +115,9 @@ class TestAlertmanager:
         path.write_text(yaml.safe_dump(told))
         return path
 
-    def amtool(self, *arguments: str) -> str:
-        """What amtool prints."""
-        done = subprocess.run([needs.server("amtool"), *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     def test_takes_it(self, file: Path) -> None:
         """Routes, inhibitions and muting windows are what Alertmanager reads."""
-        assert "3 inhibit rules" in self.amtool("check-config", str(file))
+        assert "3 inhibit rules" in amtool("check-config", file)
 
     @pytest.mark.parametrize(
         ("labels", "receiver"),
@@ -144,7 +137,7 @@ class TestAlertmanager:
     )
     def test_tells_whom_it_should(self, file: Path, labels: list[str], receiver: str) -> None:
         """By severity, else by owner, else the default; what is not ours goes the way it went."""
-        assert self.amtool("config", "routes", "test", f"--config.file={file}", *labels).strip() == receiver
+        assert amtool("config", "routes", "test", f"--config.file={file}", *labels).strip() == receiver
 
 
 def plain(part: Any) -> Any:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import helm_python
-import needs
 import pytest
 import yaml
 from helm_engine import CI, Document, Render, documents, read_values, rendered_files
+from prometheus_tools import promtool
 from watch_files import COMMAND, DASHBOARDS, kept_files, made_files
 
 from monitor.policy.schema import SHIPPED, read_policy
@@ -139,7 +138,7 @@ class TestRules:
     def test_pass_promtool(self, name: str, render: Render, tmp_path: Path) -> None:
         """Prometheus takes the groups, and its lint has nothing against them."""
         (tmp_path / "rules.yaml").write_text(yaml.safe_dump(one(render(name), "PrometheusRule")["spec"]))
-        promtool("check", "rules", "--lint-fatal", str(tmp_path / "rules.yaml"))
+        promtool("check", "rules", "--lint-fatal", tmp_path / "rules.yaml")
 
     @pytest.mark.servers
     def test_alert_as_those_of_a_file_do(self, tmp_path: Path) -> None:
@@ -147,7 +146,7 @@ class TestRules:
         rules = one(documents(rendered_files(with_rules(OWN.read_text(), own_rules()))), "PrometheusRule")
         (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules["spec"]))
         shutil.copy(VERSIONS, tmp_path)
-        promtool("test", "rules", str(tmp_path / VERSIONS.name))
+        promtool("test", "rules", tmp_path / VERSIONS.name)
 
 
 class TestDashboards:
@@ -178,9 +177,3 @@ def boards(objects: list[Document]) -> list[Document]:
 def made_config(objects: list[Document]) -> list[Document]:
     """Objects without the dashboards."""
     return [each for each in objects if each not in boards(objects)]
-
-
-def promtool(*arguments: str) -> None:
-    """Runs it, and fails with what it says."""
-    done = subprocess.run([needs.server("promtool"), *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr

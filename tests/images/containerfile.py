@@ -60,7 +60,8 @@ class Build:
 
     def __init__(self, root: Path, python: Path, arguments: Mapping[str, str]) -> None:
         self._root, self._python, self._arguments = root, python, arguments
-        self.variables = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}"}
+        # Bytecode that nobody reads takes a third of the time; where an image needs its own, a RUN line makes it.
+        self.variables = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "PIP_COMPILE": "0"}
         self.inside("/tmp").mkdir(parents=True)  # noqa: S108 - the image's
 
     def carry_out(self, stage: Stage) -> None:

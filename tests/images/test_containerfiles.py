@@ -11,6 +11,7 @@ import pytest
 from containerfile import IMAGES, NAMES, stages
 
 from monitor import __version__
+from monitor.attach.pod import Sidecar
 from monitor.probes.bank import Bank
 
 OURS = f"ghcr.io/affect-monitor/affect-monitor:{__version__}"
@@ -33,10 +34,11 @@ def test_bases_are_pinned(name: str) -> None:
 
 
 def test_images_start_from_one_python() -> None:
-    """The wheel is built on the same base in every image, and the sidecar runs on it."""
+    """The wheel is built on the same base and by the same lines in every image, and the sidecar runs on that base."""
     bases = {stage.base for name in ("sidecar", "vllm") for stage in stages(name)}
     (python,) = [base for base in bases if "/python:" in base]
     assert {stage.base for stage in stages("sidecar")} == {python}
+    assert stages("sidecar")[0] == stages("vllm")[0]
     assert stages("sidecar")[-1].last("LABEL").endswith(f'"{python.partition("@")[0]}"')
 
 
@@ -55,6 +57,12 @@ def test_runs_without_root(name: str) -> None:
     user, group = stages(name)[-1].last("USER").split(":")
     assert int(user) > 0
     assert int(group) > 0
+
+
+def test_pods_say_the_user_of_the_image() -> None:
+    """Attach writes the image's own user and group into the pod, and the chart the same (test_chart_like_attach)."""
+    context = Sidecar("", "").container(native=True)["securityContext"]
+    assert stages("sidecar")[-1].last("USER") == f"{context['runAsUser']}:{context['runAsGroup']}"
 
 
 @pytest.mark.parametrize("name", NAMES)

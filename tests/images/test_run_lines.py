@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,9 +31,16 @@ policies: [{name: everything, stance: neutral, turn: {false_alarm_rate: 0.01}}]
 pytestmark = pytest.mark.timeout(1800)
 
 
-def base(folder: Path) -> Path:
-    """The programs of a base image: a Python with pip, and nothing else."""
-    venv.create(folder, with_pip=True)
+def packages(programs: Path) -> Path:
+    """Where the packages of an environment lie."""
+    (found,) = programs.parent.glob("lib/python*/site-packages")
+    return found
+
+
+def copied(programs: Path, folder: Path) -> Path:
+    """The programs of a base image once more, in no time."""
+    venv.create(folder, with_pip=False)
+    shutil.copytree(packages(programs), packages(folder / "bin"), dirs_exist_ok=True)
     return folder / "bin"
 
 
@@ -66,16 +74,33 @@ def unpinned(python: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of the base image."""
-    return base(tmp_path_factory.mktemp("base"))
+    """The programs of the base image: a Python with pip, and nothing else."""
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder, with_pip=True)
+    return folder / "bin"
 
 
 @pytest.fixture(scope="module")
-def sidecar(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Build:
-    """The sidecar's image, made by its own instructions."""
+def wheel(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Build:
+    """The first stage of the images that install the wheel, which is the same in all of them."""
     build = Build(tmp_path_factory.mktemp("sidecar"), programs, {"TORCH_INDEX": torch_index()})
-    for stage in stages("sidecar"):
-        build.carry_out(stage)
+    build.carry_out(stages("sidecar")[0])
+    return build
+
+
+@pytest.fixture(scope="module")
+def sidecar(wheel: Build) -> Build:
+    """The sidecar's image, made by its own instructions."""
+    for stage in stages("sidecar")[1:]:
+        wheel.carry_out(stage)
+    return wheel
+
+
+def capture(wheel: Build, root: Path, programs: Path) -> Build:
+    """The last stage of vLLM's image, on a base with these programs."""
+    build = Build(root, programs, {})
+    shutil.copytree(wheel.inside("/wheels"), build.inside("/wheels"))
+    build.carry_out(stages("vllm")[1])
     return build
 
 
@@ -137,27 +162,22 @@ def test_demo_serves_the_assistant(sidecar: Build, programs: Path, tmp_path: Pat
 
 
 @pytest.mark.vllm
-def test_capture_moves_nothing_in_vllm(tmp_path: Path) -> None:
+def test_capture_moves_nothing_in_vllm(wheel: Build, programs: Path, tmp_path: Path) -> None:
     """An environment with vLLM has this package more, and is what it was otherwise."""
-    packages = next(needs.vllm_environment().glob("lib/python*/site-packages"))
-    programs = base(tmp_path / "base")
-    (here,) = (tmp_path / "base").glob("lib/python*/site-packages")
-    present = {entry.name for entry in here.iterdir()}
-    for entry in packages.iterdir():
+    present = {entry.name for entry in packages(programs).iterdir()}
+    theirs = copied(programs, tmp_path / "base")
+    for entry in packages(needs.vllm_environment() / "bin").iterdir():
         if entry.name not in present and not re.search(r"affect_monitor|^(pip|setuptools)-", entry.name):
-            (here / entry.name).symlink_to(entry)
-    before = installed(programs / "python")
-    build = Build(tmp_path / "image", programs, {})
-    for stage in stages("vllm"):
-        build.carry_out(stage)
-    assert installed(programs / "python") == before | {"affect-monitor": __version__}
+            (packages(theirs) / entry.name).symlink_to(entry)
+    before = installed(theirs / "python")
+    capture(wheel, tmp_path / "image", theirs)
+    assert installed(theirs / "python") == before | {"affect-monitor": __version__}
 
 
-def test_capture_asks_for_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_capture_asks_for_what_is_missing(
+    wheel: Build, programs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """On a base that is no vLLM's the build fails, and says what is not there."""
-    build = Build(tmp_path / "image", base(tmp_path / "base"), {})
-    wheel, capture = stages("vllm")
-    build.carry_out(wheel)
     with pytest.raises(subprocess.CalledProcessError):
-        build.carry_out(capture)
+        capture(wheel, tmp_path / "image", copied(programs, tmp_path / "base"))
     assert "requires grpcio, which is not installed" in capfd.readouterr().out

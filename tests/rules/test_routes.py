@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import needs
 import pytest
+from prometheus_tools import amtool
 
 from monitor.policy.schema import PolicyFile, read_policy
 from monitor.rules.alertmanager import fragment
@@ -98,15 +97,9 @@ class TestAlertmanager:
         path.write_text(write(fragment(read_policy(POLICY)), "a test"))
         return path
 
-    def amtool(self, *arguments: str) -> str:
-        """What amtool prints."""
-        done = subprocess.run([needs.server("amtool"), *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     def test_takes_the_fragment(self, file: Path) -> None:
         """It is a configuration as it stands."""
-        assert "3 inhibit rules" in self.amtool("check-config", str(file))
+        assert "3 inhibit rules" in amtool("check-config", file)
 
     @pytest.mark.parametrize(
         ("labels", "receiver"),
@@ -118,7 +111,7 @@ class TestAlertmanager:
     )
     def test_routes_alerts(self, file: Path, labels: list[str], receiver: str) -> None:
         """An alert goes to the owner of its policy, and to the default receiver where there is none."""
-        assert self.amtool("config", "routes", "test", f"--config.file={file}", *labels).strip() == receiver
+        assert amtool("config", "routes", "test", f"--config.file={file}", *labels).strip() == receiver
 
 
 def matches(matcher: str, labels: dict[str, str]) -> bool:

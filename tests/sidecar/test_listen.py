@@ -89,7 +89,7 @@ class TestSocket:
 
         assert raised.value.field == field
 
-    @pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o1777, False), (0o755, False)])
+    @pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o1777, False), (0o3777, False), (0o755, False)])
     def test_folder_for_everyone(self, mode: int, warned: bool, serve: Any, tmp_path: Path) -> None:
         """A folder in which anyone can replace the socket is warned of."""
         folder = tmp_path / "open"

@@ -52,3 +52,13 @@ securityContext:
 volumeMounts:
   - {name: affect-monitor-bank, mountPath: /var/lib/affect-monitor-bank}
 {{- end -}}
+
+{{/* Fails where a bank's source is not said whole. The schema cannot tell of values that are merged here. Takes (dict "bank" BANK "at" PATH). */}}
+{{- define "affect-monitor.bank.check" -}}
+{{- $asked := dict "image" (list "reference") "claim" (list "name") "initImage" (list "image") "url" (list "location" "sha256") -}}
+{{- range get $asked .bank.from | default list -}}
+{{- if not (get (get $.bank $.bank.from) .) -}}
+{{- fail (printf "%s.%s.%s: is needed, as bank.from is %s there" $.at $.bank.from . $.bank.from) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -5,7 +5,7 @@ What puts the sidecar into a pod. Charts that depend on this one include these w
 
   metadata.labels         affect-monitor.podLabels
   metadata.annotations    affect-monitor.podAnnotations
-  spec.securityContext    affect-monitor.podSecurityContext
+  spec.securityContext    affect-monitor.podSecurityContext   empty without sidecar.fixedIds
   spec.initContainers     affect-monitor.initContainers       empty for a classic sidecar with a bank that no container brings
   spec.containers         affect-monitor.containers           empty for a native sidecar
   spec.volumes            affect-monitor.volumes
@@ -39,14 +39,17 @@ cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes
 {{/*
 The socket has mode 0660 and the sidecar's group, and every container of the pod is in it: an engine that is root without capabilities reaches
 it as well as one that is not root. Where the pod has an fsGroup, the socket's folder hands that one on, which every container is in too.
-A Secret's file belongs to root, so that only an fsGroup lets the sidecar read a token that others may not read.
+A Secret's file belongs to root, so that only an fsGroup lets the sidecar read a token that others may not read. Without fixed ids this is
+empty: the cluster gives every pod a user and an fsGroup of its namespace's own.
 */}}
 {{- define "affect-monitor.podSecurityContext" -}}
+{{- if .Values.sidecar.fixedIds -}}
 supplementalGroups: [10001]
 {{- if .Values.token.secretName }}
 fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
 {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "affect-monitor.initContainers" -}}
@@ -117,8 +120,10 @@ volumeMounts:
 {{/* What Kubernetes calls restricted. User and group are said, so that a pod that runs as root does not make the sidecar do so. */}}
 {{- define "affect-monitor.securityContext" -}}
 runAsNonRoot: true
+{{- if .Values.sidecar.fixedIds }}
 runAsUser: 10001
 runAsGroup: 10001
+{{- end }}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
