@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -106,6 +115,18 @@ class RowCard(_Part):
     note: str
 
 
+class RealignedCard(_Part):
+    """How a bank came from that of an earlier version of its model, without labels."""
+
+    from_bank: str = Field(description="Id of the bank it was realigned from.")
+    from_model: _Name = Field(description="Fingerprint of the weights that bank belongs to.")
+    texts: int = Field(gt=0, description="Texts both versions read.")
+    texts_sha256: str = Field(description="SHA-256 of the file they stood in.")
+    method: str
+    explained: float = Field(description="Share of the variance of held-out rows that the map explains.")
+    agreement: float = Field(description="Mean correlation of held-out scores by either bank on its own model.")
+
+
 class BankCard(_Part):
     """``bank.json``."""
 
@@ -124,6 +145,15 @@ class BankCard(_Part):
     text_equivalent: tuple[str, ...] = Field(description="Emotions the text twin reads as well as the probes.")
     validated: bool
     tensors_sha256: str
+    realigned: RealignedCard | None = Field(default=None, description="None: calibrated on its own model.")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves ``realigned`` out where there is nothing to say: ids of calibrated banks stay what they are."""
+        said: dict[str, Any] = handler(self)
+        if self.realigned is None:
+            said.pop("realigned", None)
+        return said
 
     @field_validator("layers")
     @classmethod
