@@ -49,15 +49,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _program(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from monitor import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Takes the options that stand before every command."""
 
 
 bank_app = typer.Typer(help="Look at banks and check them.", no_args_is_help=True)

@@ -21,6 +21,7 @@ import torch
 from builders import make_card, make_stats, make_tensors
 from commands import Result, Run, runner
 
+from monitor import __version__
 from monitor.assess.overindex import finest_rate
 from monitor.errors import SetupError
 from monitor.outputs.baseline import BaselineWriter
@@ -42,7 +43,8 @@ COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
     "bank fetch", "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify",
     "audit export", "bench", "bench engine", "canary", "chat", "chat serve", "rules", "rules build", "rules check",
-    "vllm", "vllm serve", "attach", "detach",
+    "vllm", "vllm serve", "attach", "detach", "evaluate", "evaluate robustness", "evaluate versions",
+    "evaluate interventions", "evaluate distortion", "evaluate all", "evaluate report", "evaluate diff",
 )  # fmt: skip
 
 
@@ -94,6 +96,10 @@ class TestHelp:
         """Without a command all commands are listed."""
         shown = run()
         assert all(name in shown.out for name in COMMANDS if " " not in name)
+
+    def test_version_needs_no_command(self, run: Run) -> None:
+        """It is printed alone."""
+        assert run("--version") == Result(0, f"{__version__}\n", "")
 
 
 HELP = """
