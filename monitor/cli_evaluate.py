@@ -38,6 +38,9 @@ _CORPUS = Annotated[Path | None, typer.Option(help="The bank's corpus; default: 
 _CHECK_TEXTS = Annotated[Path | None, typer.Option(help="Labelled texts by others (row 3).")]
 _CHECK_DIALOGUES = Annotated[Path | None, typer.Option(help="Neutral service dialogues by others (row 11).")]
 _VERSION = Annotated[list[str] | None, typer.Option(help="Folder of another version of the model; several times.")]
+_CAPPED = Annotated[
+    str, typer.Option(help="Folder of a version whose replies the cap is for; default: the model, told to be warm.")
+]
 _JUDGE = Annotated[str, typer.Option(help="Base address of an OpenAI-compatible server that judges replies too.")]
 _JUDGE_MODEL = Annotated[str, typer.Option(help="The judge's name there.")]
 
@@ -85,6 +88,7 @@ def interventions(
     model: _MODEL,
     out: _OUT,
     corpus: _CORPUS = None,
+    capped: _CAPPED = "",
     judge: _JUDGE = "",
     judge_model: _JUDGE_MODEL = "",
     quick: _QUICK = False,
@@ -95,7 +99,7 @@ def interventions(
 ) -> None:
     """Steering at seven doses, with its nulls and its collateral; writes steering.json with what is safe."""
     with _Run(bank, model, out, bars, gate, cache, quick=quick, seed=seed) as run:
-        run.interventions(corpus, judge, judge_model)
+        run.interventions(corpus, capped, judge, judge_model)
 
 
 @evaluate_app.command()
@@ -123,6 +127,7 @@ def all_suites(
     corpus: _CORPUS = None,
     check_texts: _CHECK_TEXTS = None,
     check_dialogues: _CHECK_DIALOGUES = None,
+    capped: _CAPPED = "",
     judge: _JUDGE = "",
     judge_model: _JUDGE_MODEL = "",
     quick: _QUICK = False,
@@ -135,7 +140,7 @@ def all_suites(
     with _Run(bank, model, out, bars, gate, cache, quick=quick, seed=seed) as run:
         run.robustness(corpus, check_texts, check_dialogues)
         run.distortion()
-        run.interventions(corpus, judge, judge_model)
+        run.interventions(corpus, capped, judge, judge_model)
         if version:
             run.versions(corpus, version)
 
@@ -252,15 +257,16 @@ class _Run:
             quick=self._quick, seed=self._seed, told=told,
         ))  # fmt: skip
 
-    def interventions(self, corpus: Path | None, judge: str, judge_model: str) -> None:
+    def interventions(self, corpus: Path | None, capped: str, judge: str, judge_model: str) -> None:
         from monitor.calibration.writers import EndpointWriter
         from monitor.evaluation.interventions import interventions as suite
 
         asked = EndpointWriter(judge, judge_model) if judge else None
+        other = self._subject_of(capped) if capped else None
 
         def measured(told: Progress) -> Findings:
             found, steering = suite(
-                self._subject, _corpus(corpus), judge=asked,
+                self._subject, _corpus(corpus), capped=other, judge=asked,
                 quick=self._quick, seed=self._seed, told=told,
             )  # fmt: skip
             steering.save(self._out / "steering.json")
