@@ -59,7 +59,7 @@ def battery_rows(
     )  # fmt: skip
     likeness = _likeness(subject.bank, made.bank)
     if likeness < SAME:
-        why = f"the corpus gives a bank with a direction at cosine {likeness:.3f} to it, so the bank was made from another"
+        why = f"the bank was made from another corpus: this one gives a direction at cosine {likeness:.3f} to it"
         return [_of_card(row, why) for row in card.battery]
     return _measured(subject.bank, made, texts, dialogues, likeness)
 

@@ -124,6 +124,13 @@ class Presence(NamedTuple):
         )
 
 
+class Limits(NamedTuple):
+    """Scores above which emotions count as found, [E]: of clean neutral texts ``FALSE_ALARMS`` exceed them."""
+
+    probes: Floats
+    twin: Floats
+
+
 class Study:
     """What was read of all cases, emotion by emotion and kind by kind.
 
@@ -145,13 +152,16 @@ class Study:
         signs: Mapping[str, int],
         seed: int,
     ) -> None:
-        self._read, self._emotions, self._signs, self._seed = read, list(emotions), signs, seed
+        self.items, self.cases, self.read, self.emotions = items, list(cases), read, list(emotions)
+        self._signs, self._seed = signs, seed
         self._kind = np.array([case.kind for case in cases])
         self._item = np.array([case.item for case in cases])
         self._sign = np.array([case.sign for case in cases])
         self._emotion = np.array([items.texts[case.item].emotion for case in cases])
         names, self._pair = np.unique([items.texts[case.item].pair for case in cases], return_inverse=True)
         self._weights = cluster_weights(np.arange(len(names)), seed)
+        base = (self._kind == CLEAN) & (self._emotion == NEUTRAL)
+        self.limits = Limits(*(_limits(scores[base]) for scores in (read.probes, read.twin)))
 
     def of(self, emotion: str, kind: str, kinds: Collection[str] = (), *, about: bool = False) -> Presence:
         """One emotion under one kind of perturbation.
@@ -169,24 +179,18 @@ class Study:
         base = np.flatnonzero(plain & (self._emotion == NEUTRAL))
         clean_of = {int(self._item[row]): row for row in np.flatnonzero(plain)}
         clean = np.array([clean_of[int(item)] for item in self._item[texts]])
-        column = self._emotions.index(emotion)
+        column = self.emotions.index(emotion)
         probe, twin = (
-            self._draws(scores[:, column], base, clean, texts, neutral)
-            for scores in (self._read.probes, self._read.twin)
+            self._draws(scores[:, column], base, clean, texts, neutral) for scores in (self.read.probes, self.read.twin)
         )
-        real, shuffled = self._shuffled(self._read.probes[:, column], texts, neutral)
-        against = _either_way(self._read.random[texts], self._read.random[neutral])
+        real, shuffled = self._shuffled(self.read.probes[:, column], texts, neutral)
+        against = _either_way(self.read.random[texts], self.read.random[neutral])
         return Presence(
             emotion, kind, about, len(texts), len(neutral), probe, twin,
             shuffled=float(np.quantile(shuffled, 0.95)),
             chance=float((shuffled >= real).mean()),
             above=float((against < probe.auroc[0]).mean()),
         )  # fmt: skip
-
-    def threshold(self, scores: Floats) -> float:
-        """Score of one reader, [M], that so many clean neutral texts exceed as ``FALSE_ALARMS`` says."""
-        base = (self._kind == CLEAN) & (self._emotion == NEUTRAL)
-        return float(_thresholds(scores[base], np.ones((1, base.sum())))[0])
 
     def _draws(self, scores: Floats, base: Ints, clean: Ints, texts: Ints, neutral: Ints) -> Draws:
         limit = _thresholds(scores[base], self._weights[:, self._pair[base]])
@@ -206,6 +210,11 @@ class Study:
         positive = np.concatenate([~swapped, swapped], axis=1)
         areas: Floats = ((positive @ wins) * ~positive).sum(axis=1) / len(texts) ** 2
         return float(areas[0]), areas[1:]
+
+
+def _limits(scores: Floats) -> Floats:
+    once = np.ones((1, len(scores)))
+    return np.array([_thresholds(column, once)[0] for column in scores.T])
 
 
 def _thresholds(scores: Floats, weights: Floats) -> Floats:

@@ -97,7 +97,7 @@ class Reader:
         neutral: NDArray[np.bool_],
         rng: np.random.Generator,
     ) -> None:
-        self._subject, self._twin, self._emotions = subject, twin, list(emotions)
+        self._subject, self._twin, self.emotions = subject, twin, list(emotions)
         rows = _rows(subject.activations(clean), positions)
         centred = rows - np.stack([rows[positions == position].mean(axis=0) for position in (0, 1)])[positions]
         self._directions = centred.T @ rng.normal(size=(len(rows), DIRECTIONS))
@@ -111,13 +111,18 @@ class Reader:
         parts = self._raw(conversations, positions, progress)
         return Read(*(units.of(part, positions) for units, part in zip(self._units, parts, strict=True)))
 
+    def standardised(self, score: float, column: int, position: int) -> float:
+        """A probe's score, in units of neutral texts, as the bank standardises it."""
+        mean, spread = (float(part[position, column]) for part in self._units[0])
+        return score * spread + mean
+
     def _raw(
         self, conversations: Sequence[Sequence[Message]], positions: Ints, progress: Progress | None
     ) -> tuple[Floats, Floats, Floats]:
         found = self._subject.activations(conversations, progress=progress)
         at = np.arange(len(positions))
         ids = [found.ids(int(position))[index] for index, position in enumerate(positions)]
-        probes = self._subject.scored(found)[positions, at][:, self._emotions]
+        probes = self._subject.scored(found)[positions, at][:, self.emotions]
         return probes, self._twin.score(ids), _rows(found, positions) @ self._directions
 
 
