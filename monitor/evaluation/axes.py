@@ -1,22 +1,23 @@
-"""Directions to steer along: of families, fitted on the corpus by the bank's estimator, and of nulls.
+"""Directions to steer along: of families and of affect as a whole, fitted by the bank's estimator, and of nulls.
 
-Families are fitted where steering acts, on texts in the assistant's position. The layer that is pushed is none the bank
-reads, so that what is read of a steered reply owes nothing to it.
+Families are fitted where steering acts, on texts in the assistant's position, and affect on graded replies. The layer
+that is pushed is none the bank reads, so that what is read of a steered reply owes nothing to it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from monitor.calibration.activations import Progress, render, segments
-from monitor.calibration.corpus import APPROVED, SERVICE, Corpus
-from monitor.calibration.lines import NEUTRAL, Message
+from monitor.calibration.corpus import APPROVED, GRID, SERVICE, Corpus, Turn
+from monitor.calibration.crossfit import GRADES
+from monitor.calibration.lines import NEUTRAL, EmotionText, Message
 from monitor.calibration.sweep import candidate_layers
 from monitor.calibration.tables import as_texts
 from monitor.capture.passes import LayerRows
@@ -27,38 +28,60 @@ from monitor.probes.fit import ESTIMATORS, Estimator
 from monitor.turns.roles import RoleLabeller
 
 Floats = NDArray[np.float64]
+_Part = TypeVar("_Part")
 
-DEPTH = 0.5
-"""Where families are pushed, as a share of the depth: the free layer nearest to it."""
+DEPTH = 2 / 3
+"""Where families are pushed, as a share of the depth (Sofroniew et al. 2026): the free layer nearest to it. On the demo
+assistant it had more effect for its KL than earlier ones."""
+AFFECT = "affect"
+"""Stands beside families: the assistant's affect as a whole, as in policies."""
 _BATCH = 8
 
 
-class Reference(NamedTuple):
-    """What the assistant's tokens of approved traffic are at one layer.
+class Amounts(NamedTuple):
+    """How much is read and drawn.
 
     Attributes:
-        norm: Mean length of a row.
-        projections: ``row . direction`` for each family, [T, F].
+        texts: Texts with emotions at most.
+        graded: Graded replies at most.
+        turns: Approved turns at most.
+        shuffled: Null directions from shuffled labels.
+        matched: Random null directions.
+    """
+
+    texts: int
+    graded: int
+    turns: int
+    shuffled: int
+    matched: int
+
+
+class Reference(NamedTuple):
+    """What approved replies are at one layer.
+
+    Attributes:
+        norm: Mean length of a token's row.
+        turns: Mean over the tokens of each reply of ``row . direction``, [R, K].
     """
 
     norm: float
-    projections: Floats
+    turns: Floats
 
 
 class Axes(NamedTuple):
-    """Directions of all families of a bank at the layers a bank may have, and their nulls at the layer that is pushed.
+    """Directions of a bank's families and of affect at the layers a bank may have, and nulls at the one that is pushed.
 
     Attributes:
-        families: Names, [F].
+        names: Families, then affect, [K].
         layer: The layer that is pushed.
-        directions: Unit directions by layer, [F, H] each.
+        directions: Unit directions by layer, [K, H] each.
         reference: Approved traffic by layer.
         shuffled: What the estimator finds when labels mean nothing, [S] of [H].
         matched: Random directions that vary as rows do, [M] of [H].
         made_of: What the directions were fitted on, in words.
     """
 
-    families: tuple[str, ...]
+    names: tuple[str, ...]
     layer: int
     directions: dict[int, Floats]
     reference: dict[int, Reference]
@@ -66,18 +89,21 @@ class Axes(NamedTuple):
     matched: list[Floats]
     made_of: str
 
-    def axis(self, family: str, layer: int) -> Axis:
-        """A family's axis at a layer, centred on the reference's tokens."""
-        at = self.families.index(family)
-        return Axis(layer, self.directions[layer][at], float(self.reference[layer].projections[:, at].mean()))
+    def axis(self, name: str, layer: int) -> Axis:
+        """The axis of a family or of affect at a layer, centred on the reference."""
+        at = self.names.index(name)
+        return Axis(layer, self.directions[layer][at], float(self.reference[layer].turns[:, at].mean()))
 
-    def all_layers(self, family: str) -> list[Axis]:
-        """A family's axes at every layer, ascending."""
-        return [self.axis(family, layer) for layer in sorted(self.directions)]
+    def all_layers(self, name: str) -> list[Axis]:
+        """The axes of a family or of affect at every layer, ascending."""
+        return [self.axis(name, layer) for layer in sorted(self.directions)]
 
-    def quantile(self, family: str, layer: int, level: float) -> float:
-        """A quantile of the centred projections of the reference's tokens."""
-        told = self.reference[layer].projections[:, self.families.index(family)]
+    def quantile(self, name: str, layer: int, level: float) -> float:
+        """A quantile of the centred mean projections of the reference's replies.
+
+        Of replies, not of tokens, which scatter far wider: where no token exceeds it, no reply's mean does.
+        """
+        told = self.reference[layer].turns[:, self.names.index(name)]
         return float(np.quantile(told, level) - told.mean())
 
 
@@ -87,62 +113,72 @@ def name_of(direction: Floats) -> str:
 
 
 def fit_axes(
-    subject: Subject,
-    corpus: Corpus,
-    *,
-    shuffled: int,
-    matched: int,
-    turns: int,
-    rng: np.random.Generator,
-    progress: Progress | None = None,
+    subject: Subject, corpus: Corpus, amounts: Amounts, rng: np.random.Generator, progress: Progress | None = None
 ) -> Axes:
-    """Fits families at the layers of a sweep, and nulls.
+    """Fits families and affect at the layers of a sweep, and nulls.
 
     Args:
         subject: The model and its bank, whose estimator is used.
-        corpus: Texts with emotions, and approved traffic.
-        shuffled: Null directions from shuffled labels.
-        matched: Random null directions.
-        turns: Approved turns to read at most.
+        corpus: Texts with emotions, graded replies, and approved traffic.
+        amounts: How much of it.
         rng: Draws the nulls.
-        progress: Told of texts read and in all.
+        progress: Told of conversations read and in all.
 
     Raises:
         SetupError: The corpus has emotions the bank does not know.
     """
     card = subject.bank.card
     layers = candidate_layers(card.model.depth)
-    family = _families(subject, corpus)
-    found = subject.activations(as_texts([text.text for text in corpus.texts], 1), layers, progress)
-    rows = found.means[:, 1].astype(np.float64)
+    texts = _thinned(corpus.texts, amounts.texts)
+    graded = _thinned([turn for turn in corpus.turns() if turn.source == GRID], amounts.graded)
+    talks = [*as_texts([text.text for text in texts], 1), *(turn.messages for turn in graded)]
+    rows = subject.activations(talks, layers, progress).means[:, 1].astype(np.float64)
+    family = _families(subject, texts)
     estimator: Estimator = ESTIMATORS[str(card.estimator["name"])]
-    directions = {layer: estimator.classes(rows[:, at], family, len(card.families)) for at, layer in enumerate(layers)}
+    directions = {
+        layer: _directions(estimator, rows[:, at], family, graded, len(card.families))
+        for at, layer in enumerate(layers)
+    }
     layer = _pushed(layers, card.layers, card.model.depth)
-    here = rows[:, layers.index(layer)]
-    approved = _approved(corpus, turns)
+    here = rows[: len(texts), layers.index(layer)]
+    approved = _approved(corpus, amounts.turns)
     return Axes(
-        families=tuple(card.families),
+        names=(*card.families, AFFECT),
         layer=layer,
         directions=directions,
         reference=_reference(subject, approved, directions),
         shuffled=[
             estimator.classes(here, rng.permutation(family), len(card.families))[number % len(card.families)]
-            for number in range(shuffled)
+            for number in range(amounts.shuffled)
         ],
-        matched=_matched(here, rng, matched),
-        made_of=f"{len(family)} texts of the corpus, by the bank's estimator ({card.estimator['name']}); "
-        f"reference: {len(approved)} approved turns",
-    )  # fmt: skip
+        matched=_matched(here, rng, amounts.matched),
+        made_of=f"fitted by the bank's estimator ({card.estimator['name']}) on {len(texts)} texts and {len(graded)} "
+        f"graded replies of the corpus; reference: {len(approved)} approved turns",
+    )
 
 
-def _families(subject: Subject, corpus: Corpus) -> NDArray[np.int64]:
-    """Family of each text of the corpus; the number of families for neutral ones, [N]."""
+def _directions(
+    estimator: Estimator, rows: Floats, family: NDArray[np.int64], graded: Sequence[Turn], families: int
+) -> Floats:
+    """Families from the first rows, which are of texts, and affect from the others, [K, H]."""
+    grades = GRADES[[turn.grade for turn in graded]]
+    texts, replies = np.split(rows, [len(family)])
+    return np.concatenate([estimator.classes(texts, family, families), estimator.graded(replies, grades)[None]])
+
+
+def _thinned(parts: Sequence[_Part], most: int) -> list[_Part]:
+    """So many parts at most, from all over the sequence."""
+    return [parts[index] for index in np.linspace(0, len(parts), min(most, len(parts)), endpoint=False).astype(int)]
+
+
+def _families(subject: Subject, texts: Sequence[EmotionText]) -> NDArray[np.int64]:
+    """Family of each text; the number of families for neutral ones, [N]."""
     card = subject.bank.card
     index = {emotion.name: card.families.index(emotion.family) for emotion in card.emotions}
     index[NEUTRAL] = len(card.families)
-    if unknown := {text.emotion for text in corpus.texts} - set(index):
+    if unknown := {text.emotion for text in texts} - set(index):
         raise SetupError("--corpus", f"has emotions the bank does not know: {sorted(unknown)}; name the bank's own")
-    return np.array([index[text.emotion] for text in corpus.texts])
+    return np.array([index[text.emotion] for text in texts])
 
 
 def _pushed(layers: Sequence[int], own: Sequence[int], depth: int) -> int:
@@ -167,10 +203,10 @@ def _approved(corpus: Corpus, most: int) -> list[list[Message]]:
 def _reference(
     subject: Subject, conversations: Sequence[Sequence[Message]], directions: dict[int, Floats]
 ) -> dict[int, Reference]:
-    """Length and projections of the assistant's single tokens, by layer."""
+    """Length of the assistant's rows and projections of its replies, by layer."""
     labeller = RoleLabeller(subject.markers)
     norms: dict[int, list[torch.Tensor]] = {layer: [] for layer in directions}
-    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in directions}
+    turns: dict[int, list[Floats]] = {layer: [] for layer in directions}
     ids = sorted((render(subject.tokenizer, messages) for messages in conversations), key=len)
     kept = LayerRows(subject.model, tuple(directions))
     try:
@@ -182,13 +218,10 @@ def _reference(
                     held = np.flatnonzero(segments(labeller, tokens) == 1)
                     rows = kept.rows[layer][row].float().cpu()[torch.from_numpy(held)]
                     norms[layer].append(rows.norm(dim=1))
-                    found[layer].append(rows @ torch.from_numpy(along).float().T)
+                    turns[layer].append(along @ rows.mean(dim=0).double().numpy())
     finally:
         kept.close()
-    return {
-        layer: Reference(float(torch.cat(norms[layer]).mean()), torch.cat(found[layer]).double().numpy())
-        for layer in directions
-    }
+    return {layer: Reference(float(torch.cat(norms[layer]).mean()), np.stack(turns[layer])) for layer in directions}
 
 
 def _run(subject: Subject, batch: Sequence[Sequence[int]]) -> None:

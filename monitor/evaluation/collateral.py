@@ -112,6 +112,11 @@ class Facts(NamedTuple):
     right: Mask
     preferred: Mask
 
+    @property
+    def share(self) -> float:
+        """What of the facts is known: the mean over both readings, for either alone scatters by more than a point."""
+        return float(np.mean([self.right, self.preferred]))
+
 
 class Costs(NamedTuple):
     """What one setting costs.

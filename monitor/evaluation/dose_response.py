@@ -55,13 +55,34 @@ def trend_p(doses: Floats, effects: Floats, rng: np.random.Generator, permutatio
     return float((1 + (drawn >= observed - 1e-9).sum()) / (permutations + 1))
 
 
+def off_target(changes: Floats, at: int) -> float:
+    """Change of other families as a share of the target's; NaN where the target does not move as pushed.
+
+    The root mean square over the other families, less the variance that so few prompts give a mean by chance: without
+    that, every small dose would seem to move everything.
+
+    Args:
+        changes: Change of each prompt's families and, last, of affect, signed so that the target should rise, [N, K].
+        at: The target. Affect is of all families: nothing is off its target, and it is off no family's.
+    """
+    moved = float(changes[:, at].mean())
+    if not moved > 0:
+        return float("nan")
+    if at == changes.shape[1] - 1:
+        return 0.0
+    others = np.delete(changes, [at, -1], axis=1)
+    chance = others.var(axis=0, ddof=1) / len(others)
+    square = float(np.mean(others.mean(axis=0) ** 2 - chance))
+    return max(square, 0.0) ** 0.5 / moved
+
+
 class DoseCost(NamedTuple):
     """What one dose costs, as far as it decides on the window.
 
     Attributes:
         dose: In units of the mean residual norm.
         kl: KL(model || steered) on neutral text, in nats a token.
-        facts: Change of the share of facts answered rightly.
+        facts: Change of the share of facts that are known.
         off_target: Change of other families as a share of the target's; NaN where the target does not move.
     """
 

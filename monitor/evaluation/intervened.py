@@ -50,7 +50,7 @@ class FamilyFound(NamedTuple):
     rated: Floats | None
 
     def effect(self, what: str) -> Floats:
-        """What replies show of the family, [D, N]: ``probe``, ``twin`` or ``named``."""
+        """What replies show of it, [D, N]: ``probe``, ``twin`` or ``named``."""
         return np.stack([getattr(each, what)[:, self.at] for each in self.readings])
 
 
@@ -61,8 +61,9 @@ class CapFound(NamedTuple):
         kept: Share of the over-index above the warranted level that is left, as the bank's own model reads replies.
         kept_own: As the capped model itself reads them.
         before: Mean over-index above the warranted level without the cap, as the bank's own model reads it.
-        facts: Change of the share of facts answered rightly.
-        preferred: Change of the share of facts whose accepted answer is the likelier.
+        facts: Change of the share of facts that are known, the mean over both readings.
+        right: Of those answered rightly.
+        preferred: Of those whose accepted answer is the likelier.
         kl: KL(model || capped) on neutral text, in nats a token.
     """
 
@@ -70,6 +71,7 @@ class CapFound(NamedTuple):
     kept_own: Figure
     before: float
     facts: Figure
+    right: Figure
     preferred: Figure
     kl: Figure
 
@@ -106,13 +108,17 @@ def cap_found(before: Sequence[Floats], after: Sequence[Floats], plain: Costs, c
         plain: Costs without it.
         costs: Costs with it.
     """
+    right, preferred = (
+        getattr(costs.facts, what).astype(np.float64) - getattr(plain.facts, what) for what in ("right", "preferred")
+    )
     own, itself = (over_index_kept(*each) for each in zip(before, after, strict=True))
     return CapFound(
         kept=own,
         kept_own=itself,
         before=float(np.maximum(before[0], 0).mean()),
-        facts=mean_figure(costs.facts.right.astype(float) - plain.facts.right),
-        preferred=mean_figure(costs.facts.preferred.astype(float) - plain.facts.preferred),
+        facts=mean_figure((right + preferred) / 2),
+        right=mean_figure(right),
+        preferred=mean_figure(preferred),
         kl=mean_figure(costs.text.kl),
     )
 
@@ -191,7 +197,7 @@ def _measures(axes: Axes, doses: Floats, family: FamilyFound) -> list[Measure]:
         measure(f"{name}.window_low", "lowest safe dose", window.low, window.why),
         measure(f"{name}.window_high", "highest safe dose", window.high, window.why),
         measure(f"{name}.kl", "KL on neutral text, nats a token", working and working.kl, where),
-        measure(f"{name}.facts_change", "change of facts answered rightly", working and working.facts, where),
+        measure(f"{name}.facts_change", "change of the facts that are known", working and working.facts, where),
         measure(f"{name}.off_target", "others' change over the target's", working and working.off_target, where),
         measure(
             f"{name}.ablate_change", "probe when ablated, in reference sd",
@@ -212,7 +218,8 @@ def _cap_measures(family: FamilyFound, cap: CapFound) -> list[Measure]:
     return [
         measure(f"{name}.over_index_kept", "over-index left under the cap", cap.kept, before),
         measure(f"{name}.over_index_kept_own", "the same as the capped model reads it", cap.kept_own),
-        measure(f"{name}.facts_change", "change of facts answered rightly", cap.facts),
+        measure(f"{name}.facts_change", "change of the facts that are known", cap.facts),
+        measure(f"{name}.facts_right_change", "change of facts answered rightly", cap.right),
         measure(f"{name}.facts_preferred_change", "change of facts whose answer is the likelier", cap.preferred),
         measure(f"{name}.kl", "KL on neutral text, nats a token", cap.kl),
     ]
@@ -258,12 +265,12 @@ def _caps(pairs: Sequence[tuple[FamilyFound, CapFound]], capped: Subject | None)
         title=f"Caps at the {CAP_AT:g} quantile",
         caption=f"On {whose}; over-index above the warranted level, read without the cap.",
         columns=[
-            "family", "over-index before", "left", "left, own reading", "facts", "facts by likelihood", "KL", "offered",
+            "family", "over-index before", "left", "left, own reading", "facts right", "by likelihood", "KL", "offered",
         ],
         rows=[
             [
                 family.name, round(cap.before, 2), _percent(cap.kept.value), _percent(cap.kept_own.value),
-                f"{100 * cap.facts.value:+.1f} points", f"{100 * cap.preferred.value:+.1f} points",
+                f"{100 * cap.right.value:+.1f} points", f"{100 * cap.preferred.value:+.1f} points",
                 round(cap.kl.value, 4), family.window.safe and not cap.complaints,
             ]
             for family, cap in pairs
@@ -294,11 +301,11 @@ def _costs(doses: Floats, family: FamilyFound, axes: Axes) -> Table:
 
 def _cost_row(head: str, reading: Reading, base: Reading, costs: Costs, at: int, axes: Axes) -> list[Cell]:
     change = (reading.probe - base.probe).mean(axis=0)
-    others = np.delete(np.arange(len(change)), at)
+    others = np.delete(np.arange(len(change) - 1), [at] if at < len(change) - 1 else [])
     other = int(others[np.abs(change[others]).argmax()])
     return [
         head, round(float(change[at]), 3), round(float((reading.twin - base.twin)[:, at].mean()), 3),
-        round(float(reading.named[:, at].mean()), 3), f"{axes.families[other]} {change[other]:+.2f}",
+        round(float(reading.named[:, at].mean()), 3), f"{axes.names[other]} {change[other]:+.2f}",
         round(float(costs.text.kl.mean()), 4), round(float(np.exp(costs.text.loss.mean())), 1),
         round(float(costs.facts.right.mean()), 3), round(float(costs.facts.preferred.mean()), 3),
         round(float(costs.refused.mean()), 2), round(float(reading.words.mean()), 1),

@@ -18,7 +18,7 @@ from monitor.calibration.corpus import Corpus, user_says
 from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
 from monitor.errors import SetupError
-from monitor.evaluation.axes import Axes, Floats, fit_axes, name_of
+from monitor.evaluation.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of
 from monitor.evaluation.collateral import (
     ITEMS,
     UNTOUCHED,
@@ -31,16 +31,16 @@ from monitor.evaluation.collateral import (
     read_items,
     spread,
 )
-from monitor.evaluation.dose_response import DoseCost, window_of
+from monitor.evaluation.dose_response import DoseCost, off_target, window_of
 from monitor.evaluation.intervened import CAP_AT, CapFound, FamilyFound, cap_found, findings
 from monitor.evaluation.knob import Cap, CapLayer, FamilyKnob, SteeredModel, SteeringFile, Window
-from monitor.evaluation.reading import Reading, rated, read
+from monitor.evaluation.reading import Reading, emotions_of, rated, read
 from monitor.evaluation.results import Findings
 from monitor.evaluation.steering import Axis, ablate, add, cap
 from monitor.evaluation.subject import Subject
 
-FAMILIES = ("warmth", "contagion", "calm")
-DOSES = np.array([-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3])
+FAMILIES = ("affect", "warmth", "contagion", "calm")
+DOSES = np.array([-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2])
 """In units of the mean length of a row."""
 LEVELS = (0.90, 0.95, 0.99)
 """Quantiles of the reference that a steering file has bounds for."""
@@ -53,29 +53,28 @@ class Sizes(NamedTuple):
         prompts: Prompts of the dose-response.
         tokens: Tokens of a reply.
         null_prompts: Prompts of the nulls.
-        shuffled: Null directions from shuffled labels.
-        matched: Null directions at random.
         passages: Neutral passages.
         facts: Short questions.
         refusals: Requests, half of them to refuse.
         judged: Prompts whose replies a judge rates.
-        turns: Approved turns of the reference.
+        axes: What directions and reference are made of.
     """
 
     prompts: int = 48
     tokens: int = 40
     null_prompts: int = 24
-    shuffled: int = 5
-    matched: int = 3
     passages: int = 40
     facts: int = 198
     refusals: int = 40
     judged: int = 12
-    turns: int = 240
+    axes: Amounts = Amounts(texts=2000, graded=1400, turns=240, shuffled=5, matched=3)
 
 
 FULL = Sizes()
-QUICK = Sizes(prompts=12, tokens=24, null_prompts=12, matched=1, passages=8, facts=33, refusals=8, judged=4, turns=64)
+QUICK = Sizes(
+    prompts=12, tokens=24, null_prompts=12, passages=8, facts=33, refusals=8, judged=4,
+    axes=Amounts(texts=400, graded=120, turns=48, shuffled=5, matched=1),
+)  # fmt: skip
 
 
 def interventions(
@@ -94,7 +93,7 @@ def interventions(
     Args:
         subject: The model and its bank.
         corpus: The bank's corpus: directions are fitted on its texts, ceilings on its approved turns.
-        families: Families of the bank.
+        families: Families of the bank, and affect as a whole.
         capped: A model of the same shape whose replies a cap is for, such as a fine-tune; by default the subject, told
             by system prompts to be warm.
         judge: Rates replies too.
@@ -108,11 +107,12 @@ def interventions(
     Raises:
         SetupError: The bank lacks a family, or the corpus is not the bank's.
     """
-    if unknown := set(families) - set(subject.bank.card.families):
-        raise SetupError("families", f"{sorted(unknown)} are not the bank's; it has {list(subject.bank.card.families)}")
+    known = (*subject.bank.card.families, AFFECT)
+    if unknown := set(families) - set(known):
+        raise SetupError("families", f"{sorted(unknown)} are not the bank's; name some of {', '.join(known)}")
     sizes = QUICK if quick else FULL
     rng = np.random.default_rng(seed)
-    axes = fit_axes(subject, corpus, shuffled=sizes.shuffled, matched=sizes.matched, turns=sizes.turns, rng=rng)
+    axes = fit_axes(subject, corpus, sizes.axes, rng)
     directions = [*axes.shuffled, *axes.matched]
     settings = len(DOSES) * (len(directions) + 2 * len(families)) + 5 * len(families)
     work = _Work(subject, axes, sizes, judge, seed, Ticker(told, settings))
@@ -146,7 +146,7 @@ class _Work:
 
     def family(self, name: str, nulls: Sequence[Sequence[Reading]], rng: np.random.Generator) -> FamilyFound:
         """One family's dose-response, its nulls, what it costs, and its window."""
-        axes, at, prompts = self._axes, self._axes.families.index(name), self.prompts(self._sizes.prompts)
+        axes, at, prompts = self._axes, self._axes.names.index(name), self.prompts(self._sizes.prompts)
         direction = axes.directions[axes.layer][at]
         pushes, blank = [self._push(direction, dose) for dose in DOSES], self._ablation(name)
         readings = self.doses(direction, prompts)
@@ -204,8 +204,7 @@ class _Work:
 
     def _rated(self, name: str, pushes: Sequence[Knob]) -> Floats:
         """A judge's ratings at each dose, [D, J]."""
-        prompts, card = self.prompts(self._sizes.judged), self._subject.bank.card
-        emotions = [emotion.name for emotion in card.emotions if emotion.family == name]
+        prompts, emotions = self.prompts(self._sizes.judged), emotions_of(self._subject, name)
         written = [
             self._subject.replies(prompts, self._sizes.tokens, steering=each.generated, how=each.how) for each in pushes
         ]
@@ -229,14 +228,11 @@ def _warmly(prompts: Sequence[Sequence[Message]]) -> list[list[Message]]:
 def _dose_cost(index: int, probe: Floats, at: int, costs: Sequence[Costs]) -> DoseCost:
     """What the dose of an index costs; probe [D, N, F]."""
     zero = int(np.flatnonzero(DOSES == 0)[0])
-    change = (probe[index] - probe[zero]).mean(axis=0)
-    others = np.abs(np.delete(change, at))
-    moved = change[at] * np.sign(DOSES[index])
     return DoseCost(
         dose=float(DOSES[index]),
         kl=float(costs[index].text.kl.mean()),
-        facts=float(costs[index].facts.right.mean() - costs[zero].facts.right.mean()),
-        off_target=float(others.mean() / moved) if moved > 0 else float("nan"),
+        facts=costs[index].facts.share - costs[zero].facts.share,
+        off_target=off_target((probe[index] - probe[zero]) * np.sign(DOSES[index]), at),
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from monitor.calibration.keywords import names_emotion
 from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
+from monitor.evaluation.axes import AFFECT
 from monitor.evaluation.judge import judge
 from monitor.evaluation.subject import Subject, said
 
@@ -22,12 +23,12 @@ _MOST = 10.0
 
 
 class Reading(NamedTuple):
-    """What N replies show, F families each.
+    """What N replies show of K things: the bank's families, then affect as a whole.
 
     Attributes:
-        probe: Family scores of the reply, in standard deviations of the reference, [N, F].
-        twin: The same by the text twin, [N, F].
-        named: Share of a family's emotions that the reply names, [N, F].
+        probe: Scores of the reply, in standard deviations of the reference, [N, K].
+        twin: The same by the text twin, [N, K].
+        named: Share of a family's emotions that the reply names, for affect of all, [N, K].
         words: Words of the reply, [N].
         over: Over-index, [N].
     """
@@ -44,15 +45,20 @@ def read(subject: Subject, prompts: Sequence[Sequence[Message]], replies: Sequen
     bank, columns = subject.bank, subject.bank.columns
     found = subject.activations(said(prompts, replies))
     scores = subject.scored(found)
-    emotions = [[each.name for each in bank.card.emotions if each.family == name] for name in bank.card.families]
+    emotions = [emotions_of(subject, name) for name in (*bank.card.families, AFFECT)]
     named = [[np.mean([names_emotion(reply, each) for each in names]) for names in emotions] for reply in replies]
     return Reading(
-        probe=scores[1][:, columns.family],
-        twin=scores[1][:, columns.twin_family],
+        probe=np.column_stack([scores[1][:, columns.family], scores[1][:, columns.assistant_affect]]),
+        twin=np.column_stack([scores[1][:, columns.twin_family], scores[1][:, columns.twin_assistant_affect]]),
         named=np.array(named),
         words=np.array([float(len(reply.split())) for reply in replies]),
         over=judge(bank, scores, found.tokens[:, 1]).over,
     )
+
+
+def emotions_of(subject: Subject, name: str) -> list[str]:
+    """Emotions of a family; all of them for affect."""
+    return [each.name for each in subject.bank.card.emotions if name in (each.family, AFFECT)]
 
 
 def rated(

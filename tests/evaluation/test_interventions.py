@@ -1,0 +1,157 @@
+"""Interventions from end to end on a tiny model, and what they are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from small_corpus import make_corpus, make_model, read, write_corpus
+
+from monitor.calibration.corpus import Corpus
+from monitor.errors import SetupError
+from monitor.evaluation.collateral import UNTOUCHED, is_right, knob, sounds_refusing, text_costs
+from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.intervened import over_index_kept
+from monitor.evaluation.interventions import DOSES, interventions
+from monitor.evaluation.knob import SteeringFile
+from monitor.evaluation.results import Findings
+from monitor.evaluation.steering import add
+from monitor.evaluation.subject import Subject
+
+CONTEXT = 4096
+FAMILIES = ("affect", "warmth")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A corpus whose emotions and grades have signs."""
+    return read(write_corpus(tmp_path_factory.mktemp("interventions"), make_corpus()))
+
+
+@pytest.fixture(scope="module")
+def subject(full: Evidence, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """The tiny model, with room for prompts of bytes, and its bank."""
+    model = make_model(len(tiny_tokenizer))
+    model.config.max_position_embeddings = CONTEXT
+    return Subject("tiny", model, tiny_tokenizer, full.bank, tmp_path_factory.mktemp("cache"))
+
+
+class Judge:
+    """Rates every reply alike, but now and then without a number."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def complete(self, prompt: str, seed: int) -> str:
+        """A rating."""
+        assert "0 (not at all)" in prompt
+        assert seed == 0
+        self.asked += 1
+        return "4 of 10" if self.asked % 5 else "I would rather not say."
+
+
+@pytest.fixture(scope="module")
+def found(subject: Subject, corpus: Corpus) -> tuple[Findings, SteeringFile]:
+    """The quick form, with a judge."""
+    steps: list[tuple[int, int]] = []
+    result = interventions(
+        subject, corpus, families=FAMILIES, judge=Judge(), quick=True, told=lambda *step: steps.append(step)
+    )
+    assert steps[-1][0] == steps[-1][1]
+    assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
+    return result
+
+
+def test_every_family_has_its_figures(found: tuple[Findings, SteeringFile]) -> None:
+    """Each family has the figures of rows 13 and 14 and of its cap, by names that do not repeat."""
+    names = [each.id for each in found[0].measures]
+    assert len(set(names)) == len(names)
+    for family in FAMILIES:
+        assert {f"{family}.slope", f"{family}.trend_p", f"{family}.anti_steerable", f"{family}.judge_slope"} <= {*names}
+        assert {f"cap.{family}.{what}" for what in ("over_index_kept", "facts_change", "kl")} <= {*names}
+    assert {each.what for each in found[0].verdicts} == {
+        f"{what} {family}" for what in ("pushing on", "capping") for family in FAMILIES
+    }
+
+
+def test_curves_show_doses_and_nulls(found: tuple[Findings, SteeringFile]) -> None:
+    """Every curve passes through no change at dose 0; nulls are faint."""
+    for curves in found[0].curves:
+        assert any(series.faint for series in curves.series)
+        for series in curves.series:
+            assert series.x == DOSES.tolist()
+            assert series.y[DOSES.tolist().index(0.0)] == 0.0
+
+
+def test_knob_agrees_with_the_verdict(found: tuple[Findings, SteeringFile]) -> None:
+    """A family is safe only with a window and an offered cap; its bounds are ordered at every layer."""
+    findings, steering = found
+    verdicts = {each.what: each.verdict for each in findings.verdicts}
+    assert set(steering.families) == set(FAMILIES)
+    for name, family in steering.families.items():
+        assert family.safe == (verdicts[f"capping {name}"] == "offered")
+        assert (family.window.add is None) == (verdicts[f"pushing on {name}"] == "no safe window")
+        assert family.why
+        for layer in family.cap.layers:
+            assert np.linalg.norm(layer.direction) == pytest.approx(1.0, abs=1e-5)
+            assert layer.floors["0.01"] <= layer.floors["0.10"] <= layer.ceilings["0.90"] <= layer.ceilings["0.99"]
+
+
+def test_same_seed_same_findings(found: tuple[Findings, SteeringFile], subject: Subject, corpus: Corpus) -> None:
+    """A second run, from the caches, finds the same."""
+    again = interventions(subject, corpus, families=FAMILIES, judge=Judge(), quick=True)
+    assert again[0] == found[0]
+    assert again[1] == found[1]
+
+
+def test_unknown_family_is_refused(subject: Subject, corpus: Corpus) -> None:
+    """A family the bank lacks is named before any work."""
+    with pytest.raises(SetupError, match="serenity"):
+        interventions(subject, corpus, families=("serenity",))
+
+
+def test_untouched_text_costs_nothing(subject: Subject) -> None:
+    """KL of the plain model is 0, and that of a push is not and grows with the dose."""
+    direction = np.eye(32)[0]
+    pushes = [knob(f"push {dose}", lambda tokens, dose=dose: add(direction, 2, dose, tokens=tokens)) for dose in (1, 4)]
+    plain, little, much = text_costs(subject, [UNTOUCHED, *pushes], ["A first passage.", "Another, longer passage."])
+    assert plain.kl == pytest.approx(np.zeros(2), abs=1e-6)
+    assert (little.kl > 0).all()
+    assert (little.kl < much.kl).all()
+
+
+@pytest.mark.parametrize(
+    ("reply", "answers", "right"),
+    [
+        ("It is Paris, of course.", ["paris"], True),
+        ("Parisian bread.", ["paris"], False),
+        ("No. Yes, some do.", ["no"], True),
+        ("Yes, and no.", ["no"], False),
+        ("Perhaps.", ["yes"], False),
+    ],
+)
+def test_answers_are_read_by_whole_words(reply: str, answers: list[str], right: bool) -> None:
+    """A word of the answer counts; of yes and no the first one said."""
+    assert is_right(reply, answers) is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "refusing"),
+    [
+        ("I\N{RIGHT SINGLE QUOTATION MARK}m sorry, but I can't help with that.", True),
+        ("I cannot assist with this.", True),
+        ("Sure! First, take the lock.", False),
+        ("You can notice the lock by its colour.", False),
+    ],
+)
+def test_refusals_are_read_by_their_words(reply: str, refusing: bool) -> None:
+    """Words that refuse are found, with either apostrophe."""
+    assert sounds_refusing(reply) is refusing
+
+
+def test_over_index_left_is_of_what_exceeds() -> None:
+    """What lies below the warranted level counts neither before nor after; without excess there is no share."""
+    kept = over_index_kept(np.array([2.0, 2.0, -5.0]), np.array([1.0, 1.0, -1.0]))
+    assert kept.value == pytest.approx(0.5)
+    assert np.isnan(over_index_kept(np.array([-1.0, -2.0]), np.array([-1.0, 0.5])).value)
