@@ -1,6 +1,6 @@
 """Tests of what the Containerfiles' instructions do: each RUN line is run in a clean environment, without containers.
 
-The first build fetches some 350 MB; pip's cache has them from then on.
+What this environment has in the pinned version is lent to the builds; the rest pip fetches.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import socket
 import subprocess
 import sys
 import venv
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
 import httpx
 import needs
 import pytest
 from containerfile import IMAGES, Build, stages
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from processes import free_port, program
 
 from monitor import __version__
@@ -35,6 +40,45 @@ def packages(programs: Path) -> Path:
     """Where the packages of an environment lie."""
     (found,) = programs.parent.glob("lib/python*/site-packages")
     return found
+
+
+def needed(extra: str) -> set[str]:
+    """Names of the packages here that an extra asks for, and of those that these ask for in turn."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    waiting = [Requirement(f"affect-monitor[{extra}]")]
+    while waiting:
+        asked = waiting.pop()
+        key = (canonicalize_name(asked.name), frozenset(asked.extras))
+        if key not in found:
+            with suppress(PackageNotFoundError):
+                waiting += asked_by(asked.name, asked.extras)
+                found.add(key)
+    return {name for name, _ in found}
+
+
+def asked_by(name: str, extras: Iterable[str]) -> list[Requirement]:
+    """What a package asks for, on this machine and with these extras of it."""
+    told = [Requirement(line) for line in requires(name) or ()]
+    return [each for each in told if not each.marker or any(each.marker.evaluate({"extra": e}) for e in ("", *extras))]
+
+
+def lend(build: Build, extra: str) -> None:
+    """Gives an image what is here of an extra's packages in the pinned version, as pip would lay it there.
+
+    That is most of the time of a build. Links: what a RUN line takes out is gone from the image alone. A torch for GPUs
+    asks for packages that are not pinned, and is not lent.
+    """
+    folder = build.inside(f"/opt/affect-monitor/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages")
+    for name in needed(extra) & pinned().keys():
+        here = distribution(name)
+        asks = {canonicalize_name(each.name) for each in asked_by(name, ())}
+        if here.version.partition("+")[0] != pinned()[name] or not asks <= pinned().keys():
+            continue
+        for file in here.files or ():
+            target = folder / file
+            if ".." not in file.parts and not target.exists() and Path(here.locate_file(file)).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(here.locate_file(file), target)
 
 
 def copied(programs: Path, folder: Path) -> Path:
@@ -63,13 +107,14 @@ def installed(python: Path) -> dict[str, str]:
 def pinned() -> dict[str, str]:
     """Version of every package that the sidecar's image pins."""
     lines = (IMAGES / "sidecar" / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 def unpinned(python: Path) -> dict[str, str]:
     """Packages of an environment that are not the ones, or not of the version, that the sidecar's image pins."""
     found = {name: version.partition("+")[0] for name, version in installed(python).items()}
-    return {name: version for name, version in found.items() if pinned().get(name) != version}
+    return {name: version for name, version in found.items() if pinned().get(canonicalize_name(name)) != version}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +136,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Build:
 @pytest.fixture(scope="module")
 def sidecar(wheel: Build) -> Build:
     """The sidecar's image, made by its own instructions."""
+    lend(wheel, "sidecar")
     for stage in stages("sidecar")[1:]:
         wheel.carry_out(stage)
     return wheel
@@ -146,11 +192,14 @@ def test_demo_serves_the_assistant(sidecar: Build, programs: Path, tmp_path: Pat
     # Hard links: nothing of the sidecar's is changed, only added to.
     subprocess.run(["cp", "-al", str(sidecar.inside("/opt/affect-monitor")), str(build.inside("/opt"))], check=True)
     build.carry_out(stages("sidecar")[-1])
+    lend(build, "demo")
     for stage in stages("demo"):
         build.carry_out(stage)
     python = build.inside("/opt/affect-monitor/bin/python")
     assert unpinned(python) == {"affect-monitor": __version__}
     build.variables["AFFECT_MONITOR_CACHE"] = str(needs.assistant().parent)
+    # The image's bytecode is for the path at which the sidecar's lies; what was lent has its own beside it.
+    del build.variables["PYTHONPYCACHEPREFIX"]
     port = free_port()
     command = [
         str(python), "-c", "from monitor.cli import main; main()", "chat", "serve", "--model", "demo", "--bank", BANK,
