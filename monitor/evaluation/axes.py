@@ -43,7 +43,7 @@ class Amounts(NamedTuple):
 
     Attributes:
         texts: Texts with emotions at most.
-        graded: Graded replies at most.
+        graded: Users of graded replies at most.
         turns: Approved turns at most.
         shuffled: Null directions from shuffled labels.
         matched: Random null directions.
@@ -130,9 +130,14 @@ def fit_axes(
     card = subject.bank.card
     layers = candidate_layers(card.model.depth)
     texts = _thinned(corpus.texts, amounts.texts)
-    graded = _thinned([turn for turn in corpus.turns() if turn.source == GRID], amounts.graded)
-    talks = [*as_texts([text.text for text in texts], 1), *(turn.messages for turn in graded)]
-    rows = subject.activations(talks, layers, progress).means[:, 1].astype(np.float64)
+    graded = _graded(corpus, amounts.graded)
+    # Apart, so that what calibrate has read of the texts is found in the cache.
+    rows = np.concatenate(
+        [
+            subject.activations(talks, layers, progress).means[:, 1].astype(np.float64)
+            for talks in (as_texts([text.text for text in texts], 1), [turn.messages for turn in graded])
+        ]
+    )
     family = _families(subject, texts)
     estimator: Estimator = ESTIMATORS[str(card.estimator["name"])]
     directions = {
@@ -164,6 +169,13 @@ def _directions(
     grades = GRADES[[turn.grade for turn in graded]]
     texts, replies = np.split(rows, [len(family)])
     return np.concatenate([estimator.classes(texts, family, families), estimator.graded(replies, grades)[None]])
+
+
+def _graded(corpus: Corpus, most: int) -> list[Turn]:
+    """Replies of all grades to so many users at most."""
+    turns = [turn for turn in corpus.turns() if turn.source == GRID]
+    users = [turns[begin : begin + len(GRADES)] for begin in range(0, len(turns), len(GRADES))]
+    return [turn for replies in _thinned(users, most) for turn in replies]
 
 
 def _thinned(parts: Sequence[_Part], most: int) -> list[_Part]:

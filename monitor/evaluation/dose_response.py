@@ -73,7 +73,7 @@ def off_target(changes: Floats, at: int) -> float:
     others = np.delete(changes, [at, -1], axis=1)
     chance = others.var(axis=0, ddof=1) / len(others)
     square = float(np.mean(others.mean(axis=0) ** 2 - chance))
-    return max(square, 0.0) ** 0.5 / moved
+    return float(max(square, 0.0) ** 0.5 / moved)
 
 
 class DoseCost(NamedTuple):
@@ -188,16 +188,15 @@ def window_of(
     slope = float(slopes(doses[held], effects[held]).mean())
     beside = np.array([float(slopes(doses[held], each[held]).mean()) for each in nulls])
     p = trend_p(doses[held], effects[held], rng)
-    why = _unsure(slope, beside, p, bars)
+    doubts = _doubts(slope, beside, p, bars)
     if low == high:
-        why = "; ".join([f"the smallest doses cost too much ({'; '.join(found)})", *why])
-        return Window(0.0, 0.0, why, slope, beside, p)
-    if why:
-        return Window(0.0, 0.0, "; ".join(why), slope, beside, p)
+        doubts.insert(0, f"the smallest doses cost too much ({'; '.join(found)})")
+    if doubts:
+        return Window(0.0, 0.0, "; ".join(doubts), slope, beside, p)
     return Window(low, high, bounds, slope, beside, p)
 
 
-def _unsure(slope: float, nulls: Floats, p: float, bars: Bars) -> list[str]:
+def _doubts(slope: float, nulls: Floats, p: float, bars: Bars) -> list[str]:
     told = []
     if not p < bars.trend_p:
         told.append(f"the effect does not follow the dose (p = {p:.3f})")

@@ -27,7 +27,8 @@ class FamilyFound(NamedTuple):
 
     Attributes:
         name: Its name.
-        at: Its index in the bank.
+        at: Its column.
+        doses: Doses, [D].
         readings: Replies at each dose, [D].
         nulls: The family's probe on replies under each null direction, [D, M] each.
         costs: At each dose, [D].
@@ -40,6 +41,7 @@ class FamilyFound(NamedTuple):
 
     name: str
     at: int
+    doses: Floats
     readings: list[Reading]
     nulls: list[Floats]
     costs: list[Costs]
@@ -48,6 +50,11 @@ class FamilyFound(NamedTuple):
     ablated: Reading
     ablation: Costs
     rated: Floats | None
+
+    @property
+    def zero(self) -> int:
+        """Where dose 0 is."""
+        return int(np.flatnonzero(self.doses == 0)[0])
 
     def effect(self, what: str) -> Floats:
         """What replies show of it, [D, N]: ``probe``, ``twin`` or ``named``."""
@@ -61,9 +68,8 @@ class CapFound(NamedTuple):
         kept: Share of the over-index above the warranted level that is left, as the bank's own model reads replies.
         kept_own: As the capped model itself reads them.
         before: Mean over-index above the warranted level without the cap, as the bank's own model reads it.
-        facts: Change of the share of facts that are known, the mean over both readings.
-        right: Of those answered rightly.
-        preferred: Of those whose accepted answer is the likelier.
+        facts: Change of the share of facts answered rightly.
+        margin: Change of the log-likelihood of accepted answers less others', in nats a token.
         kl: KL(model || capped) on neutral text, in nats a token.
     """
 
@@ -71,8 +77,7 @@ class CapFound(NamedTuple):
     kept_own: Figure
     before: float
     facts: Figure
-    right: Figure
-    preferred: Figure
+    margin: Figure
     kl: Figure
 
     @property
@@ -99,27 +104,23 @@ class CapFound(NamedTuple):
         return {name: round(value, 5) if math.isfinite(value) else None for name, value in named.items()}
 
 
-def cap_found(before: Sequence[Floats], after: Sequence[Floats], plain: Costs, costs: Costs) -> CapFound:
+def cap_found(before: Sequence[Floats], plain: Costs, after: Sequence[Floats], costs: Costs) -> CapFound:
     """Compares replies and costs without and with a cap.
 
     Args:
         before: Over-index of the replies as the bank's own model reads them, and as the capped model does, [N] each.
-        after: The same under the cap.
-        plain: Costs without it.
-        costs: Costs with it.
+        plain: Costs without the cap.
+        after: Over-index under it.
+        costs: Costs under it.
     """
-    right, preferred = (
-        getattr(costs.facts, what).astype(np.float64) - getattr(plain.facts, what) for what in ("right", "preferred")
-    )
     own, itself = (over_index_kept(*each) for each in zip(before, after, strict=True))
     return CapFound(
         kept=own,
         kept_own=itself,
         before=float(np.maximum(before[0], 0).mean()),
-        facts=mean_figure((right + preferred) / 2),
-        right=mean_figure(right),
-        preferred=mean_figure(preferred),
-        kl=mean_figure(costs.text.kl),
+        facts=mean_figure(costs.right.astype(np.float64) - plain.right),
+        margin=mean_figure(costs.margin - plain.margin),
+        kl=mean_figure(costs.kl),
     )
 
 
@@ -131,14 +132,11 @@ def over_index_kept(before: Floats, after: Floats) -> Figure:
         return figure_of(np.where(had > 0, has / had, np.nan))
 
 
-def findings(
-    axes: Axes, doses: Floats, found: Sequence[FamilyFound], caps: Sequence[CapFound], capped: Subject | None
-) -> Findings:
+def findings(axes: Axes, found: Sequence[FamilyFound], caps: Sequence[CapFound], capped: Subject | None) -> Findings:
     """The suite's findings.
 
     Args:
         axes: What was pushed along.
-        doses: Doses, [D].
         found: Families.
         caps: The cap of each.
         capped: The model the caps are for, if it is another one.
@@ -146,12 +144,10 @@ def findings(
     pairs = list(zip(found, caps, strict=True))
     return Findings(
         answer=_answer(pairs, capped),
-        measures=[
-            each for family, cap in pairs for each in (*_measures(axes, doses, family), *_cap_measures(family, cap))
-        ],
+        measures=[each for family, cap in pairs for each in (*_measures(axes, family), *_cap_measures(family, cap))],
         verdicts=[verdict for family, cap in pairs for verdict in _verdicts(family, cap)],
-        tables=[_summary(doses, found), _caps(pairs, capped), *(_costs(doses, family, axes) for family in found)],
-        curves=[_curves(axes, doses, family) for family in found],
+        tables=[_summary(found), _caps(pairs, capped), *(_costs(family, axes) for family in found)],
+        curves=[_curves(axes, family) for family in found],
     )
 
 
@@ -168,8 +164,8 @@ def _answer(pairs: Sequence[tuple[FamilyFound, CapFound]], capped: Subject | Non
     return f"Does pushing on a family change replies predictably and nothing else? {'. '.join(told)}. Caps: on {whose}."
 
 
-def _measures(axes: Axes, doses: Floats, family: FamilyFound) -> list[Measure]:
-    name, window, probe = family.name, family.window, family.effect("probe")
+def _measures(axes: Axes, family: FamilyFound) -> list[Measure]:
+    name, window, doses, probe = family.name, family.window, family.doses, family.effect("probe")
     each = slopes(doses, probe)
     nulls = np.array([slopes(doses, null).mean() for null in family.nulls])
     many = len(axes.shuffled)
@@ -178,7 +174,6 @@ def _measures(axes: Axes, doses: Floats, family: FamilyFound) -> list[Measure]:
     beside = f"largest slope of {many} shuffled nulls {largest:.2f}, of {len(nulls) - many} random ones {random:.2f}"
     working = next((cost for cost in family.dose_costs if window.safe and cost.dose == window.working), None)
     where = f"at {window.working:+g} of the norm" if working else "no safe window"
-    zero = int(np.flatnonzero(doses == 0)[0])
     rated = [] if family.rated is None else [measure(
         f"{name}.judge_slope", "judge's rating by dose", mean_figure(slopes(doses, np.nan_to_num(family.rated))),
         f"{family.rated.shape[1]} prompts; {int(np.isnan(family.rated).sum())} answers without a number count 0",
@@ -197,13 +192,14 @@ def _measures(axes: Axes, doses: Floats, family: FamilyFound) -> list[Measure]:
         measure(f"{name}.window_low", "lowest safe dose", window.low, window.why),
         measure(f"{name}.window_high", "highest safe dose", window.high, window.why),
         measure(f"{name}.kl", "KL on neutral text, nats a token", working and working.kl, where),
-        measure(f"{name}.facts_change", "change of the facts that are known", working and working.facts, where),
+        measure(f"{name}.facts_change", "change of facts answered rightly", working and working.facts, where),
         measure(f"{name}.off_target", "others' change over the target's", working and working.off_target, where),
         measure(
             f"{name}.ablate_change", "probe when ablated, in reference sd",
-            mean_figure(family.ablated.probe[:, family.at] - probe[zero]), f"at layers {sorted(axes.directions)}",
+            mean_figure(family.ablated.probe[:, family.at] - probe[family.zero]),
+            f"at layers {sorted(axes.directions)}",
         ),
-        measure(f"{name}.ablate_kl", "KL of ablation, nats a token", mean_figure(family.ablation.text.kl)),
+        measure(f"{name}.ablate_kl", "KL of ablation, nats a token", mean_figure(family.ablation.kl)),
     ]  # fmt: skip
 
 
@@ -218,9 +214,8 @@ def _cap_measures(family: FamilyFound, cap: CapFound) -> list[Measure]:
     return [
         measure(f"{name}.over_index_kept", "over-index left under the cap", cap.kept, before),
         measure(f"{name}.over_index_kept_own", "the same as the capped model reads it", cap.kept_own),
-        measure(f"{name}.facts_change", "change of the facts that are known", cap.facts),
-        measure(f"{name}.facts_right_change", "change of facts answered rightly", cap.right),
-        measure(f"{name}.facts_preferred_change", "change of facts whose answer is the likelier", cap.preferred),
+        measure(f"{name}.facts_change", "change of facts answered rightly", cap.facts),
+        measure(f"{name}.margin_change", "change of answers' log-likelihood over others', nats a token", cap.margin),
         measure(f"{name}.kl", "KL on neutral text, nats a token", cap.kl),
     ]
 
@@ -239,10 +234,13 @@ def _verdicts(family: FamilyFound, cap: CapFound) -> list[Verdict]:
     ]
 
 
-def _summary(doses: Floats, found: Sequence[FamilyFound]) -> Table:
+def _summary(found: Sequence[FamilyFound]) -> Table:
     rows: list[list[Cell]] = []
     for family in found:
-        each, nulls = slopes(doses, family.effect("probe")), [float(slopes(doses, n).mean()) for n in family.nulls]
+        each, nulls = (
+            slopes(family.doses, family.effect("probe")),
+            [float(slopes(family.doses, n).mean()) for n in family.nulls],
+        )
         rows.append(
             [
                 family.name, round(float(each.mean()), 2), ", ".join(f"{null:+.2f}" for null in nulls),
@@ -265,12 +263,12 @@ def _caps(pairs: Sequence[tuple[FamilyFound, CapFound]], capped: Subject | None)
         title=f"Caps at the {CAP_AT:g} quantile",
         caption=f"On {whose}; over-index above the warranted level, read without the cap.",
         columns=[
-            "family", "over-index before", "left", "left, own reading", "facts right", "by likelihood", "KL", "offered",
+            "family", "over-index before", "left", "left, own reading", "facts", "margin", "KL", "offered",
         ],
         rows=[
             [
                 family.name, round(cap.before, 2), _percent(cap.kept.value), _percent(cap.kept_own.value),
-                f"{100 * cap.right.value:+.1f} points", f"{100 * cap.preferred.value:+.1f} points",
+                f"{100 * cap.facts.value:+.1f} points", round(cap.margin.value, 3),
                 round(cap.kl.value, 4), family.window.safe and not cap.complaints,
             ]
             for family, cap in pairs
@@ -278,22 +276,21 @@ def _caps(pairs: Sequence[tuple[FamilyFound, CapFound]], capped: Subject | None)
     )  # fmt: skip
 
 
-def _costs(doses: Floats, family: FamilyFound, axes: Axes) -> Table:
-    zero = int(np.flatnonzero(doses == 0)[0])
-    plain, base = family.costs[zero], family.readings[zero]
+def _costs(family: FamilyFound, axes: Axes) -> Table:
+    plain, base = family.costs[family.zero], family.readings[family.zero]
     rows = [
         _cost_row(f"{dose:+g}", reading, base, costs, family.at, axes)
-        for dose, reading, costs in zip(doses, family.readings, family.costs, strict=True)
+        for dose, reading, costs in zip(family.doses, family.readings, family.costs, strict=True)
     ]
     rows.append(_cost_row("ablated", family.ablated, base, family.ablation, family.at, axes))
     return Table(
         title=f"Pushing on {family.name}: by dose",
-        caption=f"{len(base.words)} replies: change of probe and twin. {len(plain.text.kl)} neutral passages; "
-        f"{len(plain.facts.right)} facts, right by greedy reply and by likelihood; {len(plain.refused)} requests, "
+        caption=f"{len(base.words)} replies: change of probe and twin. {len(plain.kl)} neutral passages; "
+        f"{len(plain.right)} facts, right by greedy reply and by likelihood; {len(plain.refused)} requests, "
         "refused by words that refuse.",
         columns=[
-            "dose", "probe", "twin", "emotions named", "most moved other", "KL", "perplexity", "facts right",
-            "facts by likelihood", "refused", "words",
+            "dose", "probe", "twin", "named", "most moved other", "KL", "perplexity", "facts", "margin", "refused",
+            "words",
         ],
         rows=rows,
     )  # fmt: skip
@@ -306,20 +303,19 @@ def _cost_row(head: str, reading: Reading, base: Reading, costs: Costs, at: int,
     return [
         head, round(float(change[at]), 3), round(float((reading.twin - base.twin)[:, at].mean()), 3),
         round(float(reading.named[:, at].mean()), 3), f"{axes.names[other]} {change[other]:+.2f}",
-        round(float(costs.text.kl.mean()), 4), round(float(np.exp(costs.text.loss.mean())), 1),
-        round(float(costs.facts.right.mean()), 3), round(float(costs.facts.preferred.mean()), 3),
+        round(float(costs.kl.mean()), 4), round(float(np.exp(costs.loss.mean())), 1),
+        round(float(costs.right.mean()), 3), round(float(costs.margin.mean()), 3),
         round(float(costs.refused.mean()), 2), round(float(reading.words.mean()), 1),
     ]  # fmt: skip
 
 
-def _curves(axes: Axes, doses: Floats, family: FamilyFound) -> Curves:
-    zero = int(np.flatnonzero(doses == 0)[0])
+def _curves(axes: Axes, family: FamilyFound) -> Curves:
 
     def series(name: str, effects: Floats, *, faint: bool = False) -> Series:
-        figures = [mean_figure(effect - effects[zero]) for effect in effects]
+        figures = [mean_figure(effect - effects[family.zero]) for effect in effects]
         return Series(
             name=name,
-            x=doses.tolist(),
+            x=family.doses.tolist(),
             y=[round(each.value, 4) for each in figures],
             low=None if faint else [round(each.low, 4) for each in figures],
             high=None if faint else [round(each.high, 4) for each in figures],

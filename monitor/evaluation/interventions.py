@@ -19,29 +19,17 @@ from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
 from monitor.errors import SetupError
 from monitor.evaluation.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of
-from monitor.evaluation.collateral import (
-    ITEMS,
-    UNTOUCHED,
-    Costs,
-    Items,
-    Knob,
-    Ticker,
-    costs_of,
-    knob,
-    read_items,
-    spread,
-)
+from monitor.evaluation.collateral import ITEMS, UNTOUCHED, Collateral, Costs, Knob, knob, read_items, spread
 from monitor.evaluation.dose_response import DoseCost, off_target, window_of
 from monitor.evaluation.intervened import CAP_AT, CapFound, FamilyFound, cap_found, findings
 from monitor.evaluation.knob import Cap, CapLayer, FamilyKnob, SteeredModel, SteeringFile, Window
+from monitor.evaluation.prefilled import Prefilled
 from monitor.evaluation.reading import Reading, emotions_of, rated, read
 from monitor.evaluation.results import Findings
 from monitor.evaluation.steering import Axis, ablate, add, cap
 from monitor.evaluation.subject import Subject
 
 FAMILIES = ("affect", "warmth", "contagion", "calm")
-DOSES = np.array([-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2])
-"""In units of the mean length of a row."""
 LEVELS = (0.90, 0.95, 0.99)
 """Quantiles of the reference that a steering file has bounds for."""
 
@@ -50,30 +38,34 @@ class Sizes(NamedTuple):
     """How much is run.
 
     Attributes:
+        doses: Doses, ascending, 0 among them; in units of the mean length of a row.
         prompts: Prompts of the dose-response.
         tokens: Tokens of a reply.
         null_prompts: Prompts of the nulls.
         passages: Neutral passages.
         facts: Short questions.
+        margins: Short questions whose likelihoods are compared too.
         refusals: Requests, half of them to refuse.
         judged: Prompts whose replies a judge rates.
         axes: What directions and reference are made of.
     """
 
-    prompts: int = 48
-    tokens: int = 40
-    null_prompts: int = 24
-    passages: int = 40
+    doses: tuple[float, ...] = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)
+    prompts: int = 32
+    tokens: int = 32
+    null_prompts: int = 16
+    passages: int = 16
     facts: int = 198
-    refusals: int = 40
+    margins: int = 33
+    refusals: int = 20
     judged: int = 12
-    axes: Amounts = Amounts(texts=2000, graded=1400, turns=240, shuffled=5, matched=3)
+    axes: Amounts = Amounts(texts=2000, graded=150, turns=120, shuffled=5, matched=2)
 
 
 FULL = Sizes()
 QUICK = Sizes(
-    prompts=12, tokens=24, null_prompts=12, passages=8, facts=33, refusals=8, judged=4,
-    axes=Amounts(texts=400, graded=120, turns=48, shuffled=5, matched=1),
+    doses=(-0.1, 0.0, 0.1), prompts=8, tokens=16, null_prompts=8, passages=4, facts=11, margins=4, refusals=4, judged=4,
+    axes=Amounts(texts=132, graded=12, turns=16, shuffled=5, matched=1),
 )  # fmt: skip
 
 
@@ -114,74 +106,105 @@ def interventions(
     rng = np.random.default_rng(seed)
     axes = fit_axes(subject, corpus, sizes.axes, rng)
     directions = [*axes.shuffled, *axes.matched]
-    settings = len(DOSES) * (len(directions) + 2 * len(families)) + 5 * len(families)
-    work = _Work(subject, axes, sizes, judge, seed, Ticker(told, settings))
-    nulls = [work.doses(direction, work.prompts(sizes.null_prompts)) for direction in directions]
+    steps = len(sizes.doses) * (len(directions) + 2 * len(families)) + 6 * len(families)
+    work = _Work(subject, axes, sizes, judge, seed, _Ticker(told, steps))
+    few = work.asked(sizes.null_prompts)
+    nulls = [np.stack([each.probe for each in work.doses(direction, few)]) for direction in directions]
     found = [work.family(name, nulls, rng) for name in families]
-    caps = [work.capped(name, capped or subject) for name in families]
-    return findings(axes, DOSES, found, caps, capped), _steering_file(subject, axes, found, caps)
+    bounds = work.caps(families, capped or subject)
+    return findings(axes, found, bounds, capped), _steering_file(subject, axes, found, bounds)
+
+
+class _Ticker:
+    """Tells of settings done, one call each.
+
+    Args:
+        told: Who is told.
+        total: Settings in all.
+    """
+
+    def __init__(self, told: Progress | None, total: int) -> None:
+        self._told, self._total, self._done = told, total, 0
+
+    def __call__(self) -> None:
+        """One more is done."""
+        self._done += 1
+        if self._told is not None:
+            self._told(self._done, self._total)
 
 
 class _Work:
     """What is asked of a model under steering along some axes, and how far that is."""
 
     def __init__(
-        self, subject: Subject, axes: Axes, sizes: Sizes, judge: Writer | None, seed: int, tick: Ticker
+        self, subject: Subject, axes: Axes, sizes: Sizes, judge: Writer | None, seed: int, tick: _Ticker
     ) -> None:
         self._subject, self._axes, self._sizes = subject, axes, sizes
         self._judge, self._seed, self._tick = judge, seed, tick
-        self._items = Items(
-            passages=spread(read_items("neutral.jsonl"), sizes.passages),
-            facts=spread(read_items("facts.jsonl"), sizes.facts),
-            refusals=spread(read_items("refusals.jsonl"), sizes.refusals),
-        )
+        self._asked = self.asked(sizes.prompts)
+        self._collateral = self._costs_of(subject)
 
-    def prompts(self, count: int) -> list[list[Message]]:
+    def asked(self, count: int) -> Prefilled:
         """Open user messages of all domains."""
-        return [user_says(item["message"]) for item in spread(read_items("prompts.jsonl"), count)]
+        return Prefilled(self._subject, _prompts(count), self._sizes.tokens)
 
-    def doses(self, direction: Floats, prompts: Sequence[Sequence[Message]]) -> list[Reading]:
+    def doses(self, direction: Floats, asked: Prefilled) -> list[Reading]:
         """What replies show at each dose along a direction."""
-        return [self._read(self._push(direction, dose), prompts) for dose in DOSES]
+        return [self._read(self._push(direction, dose), asked) for dose in self._sizes.doses]
 
-    def family(self, name: str, nulls: Sequence[Sequence[Reading]], rng: np.random.Generator) -> FamilyFound:
-        """One family's dose-response, its nulls, what it costs, and its window."""
-        axes, at, prompts = self._axes, self._axes.names.index(name), self.prompts(self._sizes.prompts)
+    def family(self, name: str, nulls: Sequence[Floats], rng: np.random.Generator) -> FamilyFound:
+        """One family's dose-response, its nulls, [D, M, K] each, what it costs, and its window."""
+        axes, at, doses = self._axes, self._axes.names.index(name), np.array(self._sizes.doses)
         direction = axes.directions[axes.layer][at]
-        pushes, blank = [self._push(direction, dose) for dose in DOSES], self._ablation(name)
-        readings = self.doses(direction, prompts)
-        costs = costs_of(self._subject, [*pushes, blank], self._items, self._tick)
-        beside = [np.stack([each.probe[:, at] for each in null]) for null in nulls]
+        pushes, blank = [self._push(direction, dose) for dose in doses], self._ablation(name)
+        readings = self.doses(direction, self._asked)
+        *costs, ablation = [self._costs(each) for each in (*pushes, blank)]
+        beside = [null[..., at] for null in nulls]
         probe = np.stack([each.probe for each in readings])
-        dose_costs = [_dose_cost(index, probe, at, costs) for index in np.flatnonzero(DOSES)]
+        dose_costs = _dose_costs(doses, probe, at, costs)
         return FamilyFound(
             name=name,
             at=at,
+            doses=doses,
             readings=readings,
             nulls=beside,
-            costs=costs[: len(DOSES)],
+            costs=costs,
             dose_costs=dose_costs,
-            window=window_of(DOSES, probe[..., at], beside, dose_costs, rng),
-            ablated=self._read(blank, prompts),
-            ablation=costs[-1],
-            rated=self._rated(name, pushes) if self._judge else None,
+            window=window_of(doses, probe[..., at], beside, dose_costs, rng),
+            ablated=self._read(blank, self._asked),
+            ablation=ablation,
+            rated=self._rated(name, pushes),
         )
 
-    def capped(self, name: str, model: Subject) -> CapFound:
-        """What a cap does to a model's replies, and what it costs there."""
-        setting, prompts = self._cap(name), self.prompts(self._sizes.prompts)
-        if model is self._subject:
-            prompts = _warmly(prompts)
-        overs = []
-        for each in (UNTOUCHED, setting):
-            written = model.replies(prompts, self._sizes.tokens, steering=each.generated, how=each.how)
-            overs.append([read(reader, prompts, written).over for reader in (self._subject, model)])
-            self._tick()
-        return cap_found(*overs, *costs_of(model, [UNTOUCHED, setting], self._items, self._tick))
+    def caps(self, names: Sequence[str], model: Subject) -> list[CapFound]:
+        """What caps do to a model's replies, and what they cost there."""
+        own = model is self._subject
+        prompts = _prompts(self._sizes.prompts)
+        asked = Prefilled(model, _warmly(prompts) if own else prompts, self._sizes.tokens)
+        collateral = self._collateral if own else self._costs_of(model)
+        readers = (self._subject, model)
 
-    def _read(self, setting: Knob, prompts: Sequence[Sequence[Message]]) -> Reading:
-        written = self._subject.replies(prompts, self._sizes.tokens, steering=setting.generated, how=setting.how)
-        found = read(self._subject, prompts, written)
+        def measured(setting: Knob) -> tuple[list[Floats], Costs]:
+            written = asked.replies(setting.how, setting.generated)
+            overs = [read(reader, asked.prompts, written).over for reader in readers]
+            self._tick()
+            costs = collateral.costs(setting)
+            self._tick()
+            return overs, costs
+
+        return [cap_found(*measured(UNTOUCHED), *measured(self._cap(name))) for name in names]
+
+    def _costs_of(self, model: Subject) -> Collateral:
+        sizes = self._sizes
+        return Collateral(model, sizes.passages, sizes.facts, sizes.margins, sizes.refusals)
+
+    def _costs(self, setting: Knob) -> Costs:
+        found = self._collateral.costs(setting)
+        self._tick()
+        return found
+
+    def _read(self, setting: Knob, asked: Prefilled) -> Reading:
+        found = read(self._subject, asked.prompts, asked.replies(setting.how, setting.generated))
         self._tick()
         return found
 
@@ -202,13 +225,17 @@ class _Work:
         how = f"cap {_named(axes)} at {[round(each, 5) for each in ceilings]}"
         return knob(how, lambda tokens: cap(axes, ceilings, tokens=tokens))
 
-    def _rated(self, name: str, pushes: Sequence[Knob]) -> Floats:
-        """A judge's ratings at each dose, [D, J]."""
-        prompts, emotions = self.prompts(self._sizes.judged), emotions_of(self._subject, name)
-        written = [
-            self._subject.replies(prompts, self._sizes.tokens, steering=each.generated, how=each.how) for each in pushes
-        ]
-        return np.stack([rated(self._judge, emotions, prompts, each, self._seed) for each in written])
+    def _rated(self, name: str, pushes: Sequence[Knob]) -> Floats | None:
+        """A judge's ratings at each dose, [D, J]; None without a judge."""
+        if self._judge is None:
+            return None
+        asked, emotions = self.asked(self._sizes.judged), emotions_of(self._subject, name)
+        written = [asked.replies(each.how, each.generated) for each in pushes]
+        return np.stack([rated(self._judge, emotions, asked.prompts, each, self._seed) for each in written])
+
+
+def _prompts(count: int) -> list[list[Message]]:
+    return [user_says(item["message"]) for item in spread(read_items("prompts.jsonl"), count)]
 
 
 def _named(axes: Sequence[Axis]) -> str:
@@ -225,15 +252,19 @@ def _warmly(prompts: Sequence[Sequence[Message]]) -> list[list[Message]]:
     ]
 
 
-def _dose_cost(index: int, probe: Floats, at: int, costs: Sequence[Costs]) -> DoseCost:
-    """What the dose of an index costs; probe [D, N, F]."""
-    zero = int(np.flatnonzero(DOSES == 0)[0])
-    return DoseCost(
-        dose=float(DOSES[index]),
-        kl=float(costs[index].text.kl.mean()),
-        facts=costs[index].facts.share - costs[zero].facts.share,
-        off_target=off_target((probe[index] - probe[zero]) * np.sign(DOSES[index]), at),
-    )
+def _dose_costs(doses: Floats, probe: Floats, at: int, costs: Sequence[Costs]) -> list[DoseCost]:
+    """What each dose but 0 costs; probe [D, N, K]."""
+    zero = int(np.flatnonzero(doses == 0)[0])
+    return [
+        DoseCost(
+            dose=float(dose),
+            kl=float(costs[index].kl.mean()),
+            facts=float(costs[index].right.mean() - costs[zero].right.mean()),
+            off_target=off_target((probe[index] - probe[zero]) * np.sign(dose), at),
+        )
+        for index, dose in enumerate(doses)
+        if dose
+    ]
 
 
 def _steering_file(

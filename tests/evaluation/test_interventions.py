@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from small_corpus import make_corpus, make_model, read, write_corpus
 
-from monitor.calibration.corpus import Corpus
+from monitor.calibration.corpus import Corpus, user_says
 from monitor.errors import SetupError
-from monitor.evaluation.collateral import UNTOUCHED, is_right, knob, sounds_refusing, text_costs
+from monitor.evaluation.collateral import UNTOUCHED, Collateral, is_right, knob, sounds_refusing
 from monitor.evaluation.evidence import Evidence
 from monitor.evaluation.intervened import over_index_kept
-from monitor.evaluation.interventions import DOSES, interventions
+from monitor.evaluation.interventions import QUICK, interventions
 from monitor.evaluation.knob import SteeringFile
+from monitor.evaluation.prefilled import Prefilled
 from monitor.evaluation.results import Findings
 from monitor.evaluation.steering import add
 from monitor.evaluation.subject import Subject
@@ -80,8 +81,8 @@ def test_curves_show_doses_and_nulls(found: tuple[Findings, SteeringFile]) -> No
     for curves in found[0].curves:
         assert any(series.faint for series in curves.series)
         for series in curves.series:
-            assert series.x == DOSES.tolist()
-            assert series.y[DOSES.tolist().index(0.0)] == 0.0
+            assert tuple(series.x) == QUICK.doses
+            assert series.y[QUICK.doses.index(0.0)] == 0.0
 
 
 def test_knob_agrees_with_the_verdict(found: tuple[Findings, SteeringFile]) -> None:
@@ -111,14 +112,31 @@ def test_unknown_family_is_refused(subject: Subject, corpus: Corpus) -> None:
         interventions(subject, corpus, families=("serenity",))
 
 
-def test_untouched_text_costs_nothing(subject: Subject) -> None:
-    """KL of the plain model is 0, and that of a push is not and grows with the dose."""
-    direction = np.eye(32)[0]
-    pushes = [knob(f"push {dose}", lambda tokens, dose=dose: add(direction, 2, dose, tokens=tokens)) for dose in (1, 4)]
-    plain, little, much = text_costs(subject, [UNTOUCHED, *pushes], ["A first passage.", "Another, longer passage."])
+def test_prefilled_replies_are_those_of_generation(subject: Subject) -> None:
+    """Prompts of any length, read once, are answered as by the subject, steered or not, time after time."""
+    prompts = [user_says(text) for text in ("Hello", "What is it that you would say to this?", "A b c d e f g")]
+    push = add(np.eye(32)[0], 2, 3.0)
+    asked = Prefilled(subject, prompts, 6)
+    plain = subject.replies(prompts, 6)
+    assert asked.replies() == plain
+    assert asked.replies("pushed", push) == subject.replies(prompts, 6, steering=push, how="pushed") != plain
+    assert asked.replies("once more") == plain
+
+
+def test_costs_are_none_untouched_and_grow_with_the_dose(subject: Subject) -> None:
+    """KL of the plain model is 0, that of a push is not and grows with the dose; facts' likelihoods move."""
+    collateral = Collateral(subject, passages=2, facts=4, margins=2, refusals=2)
+    pushes = [
+        knob(f"push {dose}", lambda tokens, dose=dose: add(np.eye(32)[0], 2, dose, tokens=tokens))
+        for dose in (1.0, 4.0)
+    ]
+    plain, little, much = (collateral.costs(each) for each in (UNTOUCHED, *pushes))
     assert plain.kl == pytest.approx(np.zeros(2), abs=1e-6)
     assert (little.kl > 0).all()
     assert (little.kl < much.kl).all()
+    assert not np.allclose(plain.margin, much.margin)
+    assert len(plain.right) == 4
+    assert len(plain.refused) == 2
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_cap_at_several_layers(model: Any, direction: Floats) -> None:
     [
         lambda d, t: add(d, 1, 2.0, 5.0, tokens=t),
         lambda d, t: ablate([Axis(1, d)], tokens=t),
-        lambda d, t: cap([Axis(1, d)], [-9.0], tokens=t),
+        lambda d, t: cap([Axis(1, d)], [-99.0], tokens=t),
     ],
 )
 def test_first_token_prompt_and_model_are_left_alone(
