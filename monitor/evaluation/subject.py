@@ -127,27 +127,37 @@ class Subject:
         Returns:
             [N] arrays, a figure for each answer: the mean over its tokens.
         """
-        asked = [
-            (self.prompt_ids(messages), list(self.tokenizer(answer, add_special_tokens=False)["input_ids"]))
-            for messages, each in zip(prompts, answers, strict=True)
-            for answer in each
+        asked = [self.prompt_ids(messages) for messages in prompts]
+        said = [
+            [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in each] for each in answers
         ]
-        figures = np.empty(len(asked))
-        order = sorted(range(len(asked)), key=lambda index: len(asked[index][0]) + len(asked[index][1]))
+        figures: list[Floats] = [np.empty(0)] * len(asked)
+        order = sorted(range(len(asked)), key=lambda index: len(asked[index]))
         for begin in range(0, len(order), _BATCH):
             here = order[begin : begin + _BATCH]
-            figures[here] = self._log_likelihoods([asked[index] for index in here])
-        return np.split(figures, np.cumsum([len(each) for each in answers])[:-1])
+            told = self._log_likelihoods([asked[index] for index in here], [said[index] for index in here])
+            for index, each in zip(here, told, strict=True):
+                figures[index] = each
+        return figures
 
-    def _log_likelihoods(self, asked: Sequence[tuple[list[int], list[int]]]) -> Floats:
-        ids, mask = _right_padded([prompt + answer for prompt, answer in asked], self.model.device)
-        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-        found = []
-        for row, (prompt, answer) in enumerate(asked):
-            here = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
-            told = logits[row, here].log_softmax(-1)
-            found.append(float(told.gather(1, torch.tensor(answer)[:, None].to(told.device)).mean()))
-        return np.array(found)
+    def _log_likelihoods(self, asked: list[list[int]], said: list[list[list[int]]]) -> list[Floats]:
+        """A prompt is read once; each of its answers goes on from there."""
+        ids, mask = _padded(asked, self.model.device, left=True)
+        read = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True, logits_to_keep=1
+        )
+        rows = torch.tensor([row for row, each in enumerate(said) for _ in each], device=ids.device)
+        told, held = _padded([answer for each in said for answer in each], ids.device)
+        cache, whole = read.past_key_values, torch.cat([mask[rows], held], dim=1)
+        cache.batch_select_indices(rows)
+        later = self.model(
+            input_ids=told, attention_mask=whole, position_ids=_positions(whole)[:, -told.shape[1] :],
+            past_key_values=cache,
+        )  # fmt: skip
+        logits = torch.cat([read.logits[rows], later.logits[:, :-1]], dim=1).float()
+        each = logits.log_softmax(-1).gather(2, told[..., None])[..., 0]
+        figures = ((each * held).sum(dim=1) / held.sum(dim=1)).double().cpu().numpy()
+        return list(np.split(figures, np.cumsum([len(each) for each in said])[:-1]))
 
     @torch.inference_mode()
     def _generate(self, batch: Sequence[Sequence[int]], tokens: int) -> list[str]:
@@ -173,13 +183,19 @@ def said(prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[l
     ]
 
 
-def _right_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rows: Sequence[Sequence[int]], device: Any, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and which of them are no padding."""
     width = max(map(len, rows))
     ids, mask = torch.zeros((len(rows), width), dtype=torch.long), torch.zeros((len(rows), width), dtype=torch.long)
     for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-        mask[number, : len(row)] = 1
+        here = slice(width - len(row), width) if left else slice(len(row))
+        ids[number, here] = torch.tensor(row)
+        mask[number, here] = 1
     return ids.to(device), mask.to(device)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _write(file: Path, content: object) -> None:
