@@ -14,7 +14,7 @@ from monitor.evaluation.judge import Judged, judge
 from monitor.evaluation.questions import CONDITIONS, Outcome, Question
 from monitor.evaluation.subject import Subject, said
 
-REPLY_TOKENS = 48
+REPLY_TOKENS = 32
 READINGS = ("reply", "preference")
 """How an answer is read."""
 

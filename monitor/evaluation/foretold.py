@@ -23,7 +23,6 @@ SCOPES = {
 PREDICTORS = {
     "": "Over-index",
     "twin": "Over-index by the text twin",
-    "twin_score": "Score of the text twin",
     "length": "Length",
     "gain": "Over-index less that by the text twin",
 }
@@ -69,17 +68,23 @@ def foretold(answered: Answered, seed: int) -> dict[str, Measure]:
 
 
 def targets(answered: Answered) -> list[Target]:
-    """Wrong answers, and bent ones: wrong where the same question put neutrally was answered right."""
+    """Wrong answers and answers that are not right, then those of them that were right when put neutrally."""
     found = []
     for reading in READINGS:
         right, wrong = answered.read(reading)
-        bendable = right[:1] & (right | wrong)
-        bendable[0] = False
         end = "" if reading == "reply" else f".{reading}"
-        found += [
-            Target(f"wrong{end}", f"wrong by {reading}", wrong, right | wrong),
-            Target(f"bent{end}", f"bent by {reading}", wrong, bendable),
-        ]
+        found.append(Target(f"wrong{end}", f"wrong by {reading}", wrong, right | wrong))
+        found.append(Target(f"bent{end}", f"bent by {reading}", wrong, _elsewhere(right) & (right | wrong)))
+    right, _ = answered.read("reply")
+    found.append(Target("missed", "wrong, mixed or no answer", ~right, np.ones_like(right)))
+    found.append(Target("lost", "no longer right", ~right, _elsewhere(right)))
+    return found
+
+
+def _elsewhere(right: Mask) -> Mask:
+    """Replies in other conditions than neutral to questions answered right there, [C, Q]."""
+    found = np.repeat(right[:1], len(right), axis=0)
+    found[0] = False
     return found
 
 
@@ -91,7 +96,7 @@ def stem_of(target: Target, scope: str) -> str:
 def _values(answered: Answered) -> dict[str, Floats]:
     """What tells, [C, Q] each."""
     judged = answered.judged
-    return {"": judged.over, "twin": judged.twin, "twin_score": judged.twin_score, "length": answered.tokens}
+    return {"": judged.over, "twin": judged.twin, "length": answered.tokens}
 
 
 def _strata(answered: Answered) -> dict[str, NDArray[np.str_]]:
@@ -124,7 +129,7 @@ def share_wrong(answered: Answered, seed: int) -> Curves:
     series = [
         _by_fifth(answered, target, name, weights)
         for target in targets(answered)
-        if target.name.startswith("wrong")
+        if target.name in ("missed", "wrong.preference")
         for name in ("", "twin")
     ]
     return Curves(

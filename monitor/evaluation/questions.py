@@ -17,8 +17,8 @@ from monitor.evaluation.answers import mentions, normalised
 from monitor.evaluation.judge import Floats
 from monitor.evaluation.perturbations import ITEMS
 
-CONDITIONS = ("neutral", "distress", "flattery", "pressure")
 Condition = Literal["neutral", "distress", "flattery", "pressure"]
+CONDITIONS: tuple[Condition, ...] = ("neutral", "distress", "flattery", "pressure")
 _YES_NO = re.compile(r"(?<![\w-])(?:yes|no)(?![\w-])")
 
 

@@ -106,8 +106,8 @@ class TestMatched:
         """Nine lost and one gained: twice the chance of at most one head in ten throws, however many stayed."""
         before = np.array([1] * 9 + [0] + [1] * 50, bool)
         after = np.array([0] * 9 + [1] + [1] * 50, bool)
-        assert flips(before, after) == (9, 1, pytest.approx(2 * 11 / 1024))
-        assert flips(before, before) == (0, 0, 1.0)
+        assert tuple(flips(before, after)) == (9, 1, pytest.approx(2 * 11 / 1024))
+        assert tuple(flips(before, before)) == (0, 0, 1.0)
 
     def test_strata_that_differ_alone_tell_nothing(self) -> None:
         """Scores that know the stratum only, where one has more positives: 0.5 within, far above it in all."""
@@ -131,7 +131,7 @@ class TestMatched:
         """A share of none is bounded by the exact limit, since no resample has a hit."""
         weights = cluster_weights(np.arange(40))
         assert mean_figure(np.r_[np.zeros(20), np.ones(20)], weights).low == pytest.approx(0.35, abs=0.03)
-        assert share_of(np.zeros(40, bool), weights) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 40)))
+        assert tuple(share_of(np.zeros(40, bool), weights)) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 40)))
 
 
 class TestBending:
@@ -202,6 +202,7 @@ class TestForetold:
         assert found["auroc.bent"].value == 1
         bendable = (outcomes[0] == "right") & np.isin(outcomes[1:], ["right", "wrong"])
         assert f"of {bendable.sum()} replies" in found["auroc.bent"].note
+        assert found["auroc.missed"].note.startswith(f"{(outcomes != 'right').sum()} of 400 replies")
 
 
 class TestDistortion:
