@@ -248,12 +248,20 @@ class _Run:
         ))  # fmt: skip
 
     def versions(self, corpus: Path | None, folders: list[str]) -> None:
+        from monitor.evaluation.version import OpenVersion, Version
         from monitor.evaluation.versions import versions as suite
 
         if not folders:
             raise SetupError("--version", "is needed; name the folder of another version of the model")
+        for folder in folders:
+            if not (Path(folder) / "config.json").is_file():
+                raise SetupError("--version", f"{folder} holds no model (no config.json); name another folder")
+
+        def opening(folder: str) -> OpenVersion:
+            return lambda: Version(Path(folder).name, *load_model(folder), self._cache)
+
         self._measure("versions", lambda told: suite(
-            self._subject, [self._subject_of(folder) for folder in folders], _corpus(corpus),
+            self._subject, [opening(folder) for folder in folders], _corpus(corpus),
             quick=self._quick, seed=self._seed, told=told,
         ))  # fmt: skip
 
