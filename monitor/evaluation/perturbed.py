@@ -138,8 +138,8 @@ def plan(
     fewer = [pair for stratum in drawn for pair in stratum[:padded]]
     cases = list(_cases(items, CLEAN, [(members[pair], {-1: (), 1: ()}) for pair in every], signs))
     for kind in kinds:
-        held = [members[pair] for pair in (fewer if kind.family == PADDING else every)]
-        cases += _cases(items, kind.name, _drawn(items, kind, held, rng), signs)
+        chosen = [members[pair] for pair in (fewer if kind.family == PADDING else every)]
+        cases += _cases(items, kind.name, _drawn(items, kind, chosen, rng), signs)
     return cases
 
 

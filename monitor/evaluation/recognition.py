@@ -140,5 +140,6 @@ def _units_of(values: Floats, at: Sequence[NDArray[np.bool_]]) -> Units:
 
 
 def _user_ids(subject: Subject, labeller: RoleLabeller, messages: Sequence[Message]) -> Ids:
-    ids = render(subject.tokenizer, messages)
-    return np.array(ids, np.int32)[segments(labeller, ids) == 0]
+    ids = np.array(render(subject.tokenizer, messages), np.int32)
+    held: Ids = ids[segments(labeller, ids.tolist()) == 0]
+    return held

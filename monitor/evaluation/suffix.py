@@ -169,7 +169,8 @@ class _Probed:
     def gradient(self, suffix: Ints) -> torch.Tensor:
         """Gradient of the score at the embeddings of a suffix, [WORDS, H]."""
         embedded = self._embed(self._tensor(suffix)[None]).detach().requires_grad_()
-        return torch.autograd.grad(self._scores(embedded).sum(), embedded)[0][0]
+        gradient: torch.Tensor = torch.autograd.grad(self._scores(embedded).sum(), embedded)[0][0]
+        return gradient
 
     def _scores(self, embedded: torch.Tensor) -> torch.Tensor:
         tail = self._embed(self._tail).detach().expand(len(embedded), -1, -1)
