@@ -30,7 +30,8 @@ Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 _BATCH_TOKENS = 4096
-_SHARD = 128
+SHARD = 128
+"""Conversations that are run, kept and told of together."""
 ROLES = (Role.USER, Role.ASSISTANT)
 
 
@@ -111,15 +112,15 @@ def collect(
     labeller = RoleLabeller(markers)
     places = places or [f"conversation {number}" for number in range(1, len(conversations) + 1)]
     shards = []
-    for begin in range(0, len(conversations), _SHARD):
-        here = slice(begin, begin + _SHARD)
+    for begin in range(0, len(conversations), SHARD):
+        here = slice(begin, begin + SHARD)
         ids = [render(tokenizer, messages) for messages in conversations[here]]
         _check_lengths(ids, places[here], int(model.config.max_position_embeddings))
         parts = [segments(labeller, tokens) for tokens in ids]
         _check_segments(conversations[here], parts, places[here])
         shards.append(_shard(model, ids, parts, layers, cache))
         if progress is not None:
-            progress(min(begin + _SHARD, len(conversations)), len(conversations))
+            progress(min(begin + SHARD, len(conversations)), len(conversations))
     whole = {name: np.concatenate([shard[name] for shard in shards]) for name in ("means", "tokens", "token_ids")}
     return Activations(tuple(layers), **whole)
 

@@ -7,14 +7,14 @@ that is pushed is none the bank reads, so that what is read of a steered reply o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monitor.calibration.activations import Progress, render, segments
+from monitor.calibration.activations import SHARD, render, segments
 from monitor.calibration.corpus import APPROVED, GRID, SERVICE, Corpus, Turn
 from monitor.calibration.crossfit import GRADES
 from monitor.calibration.lines import NEUTRAL, EmotionText, Message
@@ -89,6 +89,11 @@ class Axes(NamedTuple):
     matched: list[Floats]
     made_of: str
 
+    @property
+    def nulls(self) -> list[Floats]:
+        """All null directions, shuffled ones first."""
+        return [*self.shuffled, *self.matched]
+
     def axis(self, name: str, layer: int) -> Axis:
         """The axis of a family or of affect at a layer, centred on the reference."""
         at = self.names.index(name)
@@ -112,8 +117,14 @@ def name_of(direction: Floats) -> str:
     return hashlib.sha256(direction.astype(np.float32).tobytes()).hexdigest()[:12]
 
 
+def shards(corpus: Corpus, amounts: Amounts) -> int:
+    """How often ``fit_axes`` ticks."""
+    read = min(len(corpus.texts), amounts.texts), len(GRADES) * min(len(corpus.grid), amounts.graded)
+    return sum(-(-count // SHARD) for count in read)
+
+
 def fit_axes(
-    subject: Subject, corpus: Corpus, amounts: Amounts, rng: np.random.Generator, progress: Progress | None = None
+    subject: Subject, corpus: Corpus, amounts: Amounts, rng: np.random.Generator, tick: Callable[[], None]
 ) -> Axes:
     """Fits families and affect at the layers of a sweep, and nulls.
 
@@ -122,7 +133,7 @@ def fit_axes(
         corpus: Texts with emotions, graded replies, and approved traffic.
         amounts: How much of it.
         rng: Draws the nulls.
-        progress: Told of conversations read and in all.
+        tick: Called once a shard of what is read for the directions.
 
     Raises:
         SetupError: The corpus has emotions the bank does not know.
@@ -134,7 +145,7 @@ def fit_axes(
     # Apart, so that what calibrate has read of the texts is found in the cache.
     rows = np.concatenate(
         [
-            subject.activations(talks, layers, progress).means[:, 1].astype(np.float64)
+            subject.activations(talks, layers, lambda *_: tick()).means[:, 1].astype(np.float64)
             for talks in (as_texts([text.text for text in texts], 1), [turn.messages for turn in graded])
         ]
     )

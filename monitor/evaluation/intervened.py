@@ -144,7 +144,7 @@ def findings(axes: Axes, found: Sequence[FamilyFound], caps: Sequence[CapFound],
     pairs = list(zip(found, caps, strict=True))
     return Findings(
         answer=_answer(pairs, capped),
-        measures=[each for family, cap in pairs for each in (*_measures(axes, family), *_cap_measures(family, cap))],
+        measures=[each for family, cap in pairs for each in _measures_of(axes, family, cap)],
         verdicts=[verdict for family, cap in pairs for verdict in _verdicts(family, cap)],
         tables=[_summary(found), _caps(pairs, capped), *(_costs(family, axes) for family in found)],
         curves=[_curves(axes, family) for family in found],
@@ -164,31 +164,47 @@ def _answer(pairs: Sequence[tuple[FamilyFound, CapFound]], capped: Subject | Non
     return f"Does pushing on a family change replies predictably and nothing else? {'. '.join(told)}. Caps: on {whose}."
 
 
-def _measures(axes: Axes, family: FamilyFound) -> list[Measure]:
-    name, window, doses, probe = family.name, family.window, family.doses, family.effect("probe")
+def _measures_of(axes: Axes, family: FamilyFound, cap: CapFound) -> list[Measure]:
+    return [*_effects(axes, family), *_window_measures(axes, family), *_cap_measures(family, cap)]
+
+
+def _effects(axes: Axes, family: FamilyFound) -> list[Measure]:
+    name, doses, probe = family.name, family.doses, family.effect("probe")
     each = slopes(doses, probe)
     nulls = np.array([slopes(doses, null).mean() for null in family.nulls])
     many = len(axes.shuffled)
     largest, random = (float(np.abs(part).max(initial=0)) for part in (nulls[:many], nulls[many:]))
     told = f"{probe.shape[1]} prompts, {len(doses)} doses at layer {axes.layer}, read at the bank's layers"
     beside = f"largest slope of {many} shuffled nulls {largest:.2f}, of {len(nulls) - many} random ones {random:.2f}"
-    working = next((cost for cost in family.dose_costs if window.safe and cost.dose == window.working), None)
-    where = f"at {window.working:+g} of the norm" if working else "no safe window"
-    rated = [] if family.rated is None else [measure(
-        f"{name}.judge_slope", "judge's rating by dose", mean_figure(slopes(doses, np.nan_to_num(family.rated))),
-        f"{family.rated.shape[1]} prompts; {int(np.isnan(family.rated).sum())} answers without a number count 0",
-    )]  # fmt: skip
     return [
         measure(f"{name}.slope", "probe by dose, in reference sd a norm", mean_figure(each), f"{told}; {beside}"),
         measure(f"{name}.slope_over_nulls", "the same over the largest null's", _over(each.mean(), nulls), beside),
-        measure(f"{name}.trend_p", "trend within prompts, p", window.trend_p, "Page's L by permutation, in the window"),
+        measure(f"{name}.trend_p", "trend within prompts, p", family.window.trend_p, "Page's L; in the window, if any"),
         measure(f"{name}.twin_slope", "text twin by dose", mean_figure(slopes(doses, family.effect("twin"))), told),
         measure(f"{name}.named_slope", "emotions named by dose", mean_figure(slopes(doses, family.effect("named")))),
         measure(
             f"{name}.anti_steerable", "prompts that move against the push",
             share_figure(each < 0, np.arange(len(each))), f"{told}; Tan et al. 2024",
         ),
-        *rated,
+        *_rated(family),
+    ]  # fmt: skip
+
+
+def _rated(family: FamilyFound) -> list[Measure]:
+    if family.rated is None:
+        return []
+    silent = int(np.isnan(family.rated).sum())
+    slope = mean_figure(slopes(family.doses, np.nan_to_num(family.rated)))
+    note = f"{family.rated.shape[1]} prompts; {silent} answers without a number count 0"
+    return [measure(f"{family.name}.judge_slope", "judge's rating, 0 to 10, by dose", slope, note)]
+
+
+def _window_measures(axes: Axes, family: FamilyFound) -> list[Measure]:
+    name, window = family.name, family.window
+    working = next((cost for cost in family.dose_costs if window.safe and cost.dose == window.working), None)
+    where = f"at {window.working:+g} of the norm" if working else "no safe window"
+    ablated = family.ablated.probe[:, family.at] - family.effect("probe")[family.zero]
+    return [
         measure(f"{name}.window_low", "lowest safe dose", window.low, window.why),
         measure(f"{name}.window_high", "highest safe dose", window.high, window.why),
         measure(f"{name}.kl", "KL on neutral text, nats a token", working and working.kl, where),
@@ -196,8 +212,7 @@ def _measures(axes: Axes, family: FamilyFound) -> list[Measure]:
         measure(f"{name}.off_target", "others' change over the target's", working and working.off_target, where),
         measure(
             f"{name}.ablate_change", "probe when ablated, in reference sd",
-            mean_figure(family.ablated.probe[:, family.at] - probe[family.zero]),
-            f"at layers {sorted(axes.directions)}",
+            mean_figure(ablated), f"at layers {sorted(axes.directions)}",
         ),
         measure(f"{name}.ablate_kl", "KL of ablation, nats a token", mean_figure(family.ablation.kl)),
     ]  # fmt: skip
@@ -237,10 +252,8 @@ def _verdicts(family: FamilyFound, cap: CapFound) -> list[Verdict]:
 def _summary(found: Sequence[FamilyFound]) -> Table:
     rows: list[list[Cell]] = []
     for family in found:
-        each, nulls = (
-            slopes(family.doses, family.effect("probe")),
-            [float(slopes(family.doses, n).mean()) for n in family.nulls],
-        )
+        each = slopes(family.doses, family.effect("probe"))
+        nulls = [float(slopes(family.doses, null).mean()) for null in family.nulls]
         rows.append(
             [
                 family.name, round(float(each.mean()), 2), ", ".join(f"{null:+.2f}" for null in nulls),
@@ -310,7 +323,6 @@ def _cost_row(head: str, reading: Reading, base: Reading, costs: Costs, at: int,
 
 
 def _curves(axes: Axes, family: FamilyFound) -> Curves:
-
     def series(name: str, effects: Floats, *, faint: bool = False) -> Series:
         figures = [mean_figure(effect - effects[family.zero]) for effect in effects]
         return Series(

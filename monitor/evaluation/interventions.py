@@ -18,7 +18,7 @@ from monitor.calibration.corpus import Corpus, user_says
 from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
 from monitor.errors import SetupError
-from monitor.evaluation.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of
+from monitor.evaluation.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of, shards
 from monitor.evaluation.collateral import ITEMS, UNTOUCHED, Collateral, Costs, Knob, knob, read_items, spread
 from monitor.evaluation.dose_response import DoseCost, off_target, window_of
 from monitor.evaluation.intervened import CAP_AT, CapFound, FamilyFound, cap_found, findings
@@ -29,7 +29,6 @@ from monitor.evaluation.results import Findings
 from monitor.evaluation.steering import Axis, ablate, add, cap
 from monitor.evaluation.subject import Subject
 
-FAMILIES = ("affect", "warmth", "contagion", "calm")
 LEVELS = (0.90, 0.95, 0.99)
 """Quantiles of the reference that a steering file has bounds for."""
 
@@ -38,6 +37,7 @@ class Sizes(NamedTuple):
     """How much is run.
 
     Attributes:
+        families: Families that are pushed where none are named.
         doses: Doses, ascending, 0 among them; in units of the mean length of a row.
         prompts: Prompts of the dose-response.
         tokens: Tokens of a reply.
@@ -50,6 +50,7 @@ class Sizes(NamedTuple):
         axes: What directions and reference are made of.
     """
 
+    families: tuple[str, ...] = (AFFECT, "warmth", "contagion", "calm")
     doses: tuple[float, ...] = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)
     prompts: int = 32
     tokens: int = 32
@@ -64,8 +65,8 @@ class Sizes(NamedTuple):
 
 FULL = Sizes()
 QUICK = Sizes(
-    doses=(-0.1, 0.0, 0.1), prompts=8, tokens=16, null_prompts=8, passages=4, facts=11, margins=4, refusals=4, judged=4,
-    axes=Amounts(texts=132, graded=12, turns=16, shuffled=5, matched=1),
+    families=(AFFECT, "warmth"), doses=(-0.1, 0.0, 0.1), prompts=8, tokens=16, null_prompts=6, passages=4, facts=11,
+    margins=4, refusals=4, judged=4, axes=Amounts(texts=132, graded=12, turns=16, shuffled=5, matched=1),
 )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def interventions(
     subject: Subject,
     corpus: Corpus,
     *,
-    families: Sequence[str] = FAMILIES,
+    families: Sequence[str] = (),
     capped: Subject | None = None,
     judge: Writer | None = None,
     quick: bool = False,
@@ -85,13 +86,13 @@ def interventions(
     Args:
         subject: The model and its bank.
         corpus: The bank's corpus: directions are fitted on its texts, ceilings on its approved turns.
-        families: Families of the bank, and affect as a whole.
+        families: Families of the bank, or affect as a whole; by default those of the sizes that the bank has.
         capped: A model of the same shape whose replies a cap is for, such as a fine-tune; by default the subject, told
             by system prompts to be warm.
         judge: Rates replies too.
         quick: Fewer items.
         seed: Of everything drawn.
-        told: Told of settings done and in all.
+        told: Told of steps done and in all: batches of texts read, and settings.
 
     Returns:
         What was found, and the knob.
@@ -99,28 +100,30 @@ def interventions(
     Raises:
         SetupError: The bank lacks a family, or the corpus is not the bank's.
     """
+    sizes = QUICK if quick else FULL
     known = (*subject.bank.card.families, AFFECT)
     if unknown := set(families) - set(known):
         raise SetupError("families", f"{sorted(unknown)} are not the bank's; name some of {', '.join(known)}")
-    sizes = QUICK if quick else FULL
+    pushed = list(families) or [name for name in sizes.families if name in known]
     rng = np.random.default_rng(seed)
-    axes = fit_axes(subject, corpus, sizes.axes, rng)
-    directions = [*axes.shuffled, *axes.matched]
-    steps = len(sizes.doses) * (len(directions) + 2 * len(families)) + 6 * len(families)
-    work = _Work(subject, axes, sizes, judge, seed, _Ticker(told, steps))
+    nulls_drawn = sizes.axes.shuffled + sizes.axes.matched
+    settings = len(sizes.doses) * (nulls_drawn + 2 * len(pushed)) + 6 * len(pushed)
+    tick = _Ticker(told, shards(corpus, sizes.axes) + settings)
+    axes = fit_axes(subject, corpus, sizes.axes, rng, tick)
+    work = _Work(subject, axes, sizes, judge, seed, tick)
     few = work.asked(sizes.null_prompts)
-    nulls = [np.stack([each.probe for each in work.doses(direction, few)]) for direction in directions]
-    found = [work.family(name, nulls, rng) for name in families]
-    bounds = work.caps(families, capped or subject)
+    nulls = [np.stack([each.probe for each in work.doses(direction, few)]) for direction in axes.nulls]
+    found = [work.family(name, nulls, rng) for name in pushed]
+    bounds = work.caps(pushed, capped or subject)
     return findings(axes, found, bounds, capped), _steering_file(subject, axes, found, bounds)
 
 
 class _Ticker:
-    """Tells of settings done, one call each.
+    """Tells of steps done, one call each.
 
     Args:
         told: Who is told.
-        total: Settings in all.
+        total: Steps in all.
     """
 
     def __init__(self, told: Progress | None, total: int) -> None:
