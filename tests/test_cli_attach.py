@@ -314,9 +314,10 @@ class TestDetach:
     @pytest.mark.parametrize("ends", ["\n", "\r\n"])
     @pytest.mark.parametrize("top", ["# one\n", "%YAML 1.1\n# one\n---\n"])
     def test_keeps_the_file_to_the_letter(self, run: Run, tmp_path: Path, top: str, ends: str) -> None:
-        """Indents, quotes, comments, borders, directives and line ends come back; so does what nobody changed."""
+        """Indents, quotes, nulls, comments, borders, directives, line ends come back; so does what nobody changed."""
         text = (
-            f"{top}kind: Deployment\nmetadata:\n  name: 'x'   # its name\nspec:\n  template:\n    spec:\n"
+            f"{top}kind: Deployment\nmetadata:\n  name: 'x'   # its name\n  creationTimestamp: null\n"
+            "spec:\n  template:\n    spec:\n"
             "      containers:\n      - name: e\n        image: vllm/vllm-openai\n"
             "        args:\n        - m   # the model\n"
             "        - '--port=8000'\n\n# two\n...\n---\nkind: Service # three\n"

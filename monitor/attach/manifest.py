@@ -9,6 +9,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import ScalarEvent
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from monitor.attach.edits import plain
 from monitor.errors import SetupError
@@ -129,19 +131,42 @@ def _shares(node: Any, seen: set[int]) -> bool:
 def _yaml(text: str) -> YAML:
     """Reads and writes with the indents of a text."""
     yaml = YAML()
+    yaml.Representer = _Representer if _leaves_out(text) else _WithNulls
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
     found = _SEQUENCE.search(text)
     offset = len(found[2]) - len(found[1]) if found else 0
     yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
-    yaml.representer.add_representer(str, _quoted)
     return yaml
+
+
+class _Representer(RoundTripRepresenter):  # type: ignore[misc]
+    """Writes nothing where there is no value."""
+
+
+class _WithNulls(_Representer):
+    """Writes null there, as kubectl does."""
+
+
+def _leaves_out(text: str) -> bool:
+    """Whether a text has nothing where there is no value, as in ``labels:`` alone."""
+    scalars = (event for event in YAML().parse(text) if isinstance(event, ScalarEvent))
+    return any(scalar.value == "" and scalar.style is None for scalar in scalars)
 
 
 def _quoted(representer: Any, text: str) -> Any:
     """A text, in quotes where kubectl's older YAML would read a truth value."""
     style = "'" if text.lower() in _TRUTHS else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_Representer.add_representer(str, _quoted)
+_WithNulls.add_representer(str, _quoted)
+_WithNulls.add_representer(type(None), _null)
 
 
 def _blocks(content: Any) -> Any:
