@@ -41,7 +41,7 @@ class Recorder:
             assert position not in self.held[name]
             self.tokens[name][position], self.held[name][position] = token, row
 
-    def gap(self, request_id: str, start: int, token_ids: list[int]) -> None:
+    def gap(self, request_id: str, start: int, token_ids: list[int], _reason: int = 0) -> None:
         """Keeps the tokens of a gap, each position once."""
         self._called("gap")
         assert request_id in self.starts

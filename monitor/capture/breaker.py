@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ class Breaker:
     """A circuit breaker around the hooks by which capture hangs in an engine.
 
     A hook that fails five times in a row opens it: capture stops, serving goes on. After half a minute capture is
-    tried again, and one more error of that hook opens it anew. Not for several threads at once.
+    tried again, and one more error of that hook opens it anew. Hooks may run in several threads.
 
     Args:
         report: Called after every error.
@@ -35,18 +36,21 @@ class Breaker:
         self._in_a_row: Counter[str] = Counter()
         self._complaints: set[tuple[str, str]] = set()
         self._open_until: float | None = None
+        self._lock = threading.Lock()
         self.errors = 0
         """Errors so far."""
 
     @property
     def open(self) -> bool:
         """Whether capture is stopped."""
-        until = self._open_until  # the thread that copies may end the pause meanwhile
-        if until is None:
+        if self._open_until is None:
             return False
-        if self._clock() < until:
-            return True
-        self._open_until = None
+        with self._lock:
+            if self._open_until is None:
+                return False
+            if self._clock() < self._open_until:
+                return True
+            self._open_until = None
         _LOG.warning("capture is tried again")
         return False
 
@@ -62,14 +66,18 @@ class Breaker:
                 self._in_a_row.pop(hook, None)
 
     def _failed(self, hook: str, error: Exception) -> None:
-        self.errors += 1
-        self._in_a_row[hook] += 1
         kind = hook, type(error).__name__
-        if kind not in self._complaints:
+        with self._lock:
+            self.errors += 1
+            self._in_a_row[hook] += 1
+            first = kind not in self._complaints
             self._complaints.add(kind)
+            opens = self._in_a_row[hook] >= _IN_A_ROW and self._open_until is None
+            if opens:
+                self._open_until = self._clock() + _PAUSE_SECONDS
+        if first:
             _LOG.error("capture failed in %s; serving goes on, more %s there are counted only", *kind, exc_info=error)
-        if self._in_a_row[hook] >= _IN_A_ROW and self._open_until is None:
-            self._open_until = self._clock() + _PAUSE_SECONDS
+        if opens:
             _LOG.error(
                 "capture stops for %.0f s after %d errors in a row in %s; serving goes on",
                 _PAUSE_SECONDS,

@@ -83,8 +83,8 @@ class BatchingTap:
         self._manager: Any = None
         self._names: dict[str, TappedRequest] = {}
         self._running: dict[str, _Running] = {}
-        self._cancelled: set[str] = set()
-        """May be in a pass that was made up before."""
+        self._cancelled: dict[str, Any] = {}
+        """Their states, or None; they may be in a pass that was made up before."""
         self._make_manager = model.init_continuous_batching
         model.init_continuous_batching = self._watched
 
@@ -139,20 +139,31 @@ class BatchingTap:
     def _delivered(self, outputs: Iterable[Any]) -> None:
         with self._lock, self._breaker.guard("the end of a request"):
             for output in outputs:
-                if output.is_finished() and output.request_id in self._running:
-                    self._end(output.request_id, _reason(output, self._running[output.request_id].state))
+                if not output.is_finished():
+                    continue
+                self._names.pop(output.request_id, None)
+                if output.request_id in self._running:
+                    state = self._running[output.request_id].state
+                    self._end(output.request_id, _reason(output, state))
+                    self._forget_children(state)
 
     def _cancel(self, request_id: str) -> None:
         with self._lock, self._breaker.guard("a cancellation"):
             self._names.pop(request_id, None)
-            self._cancelled.add(request_id)
-            if request_id in self._running:
+            request = self._running.get(request_id)
+            self._cancelled[request_id] = None if request is None else request.state
+            if request is not None:
                 self._end(request_id, ingest_pb2.END_REASON_ABORTED)
 
     def _end(self, request_id: str, reason: int) -> None:
         request = self._running.pop(request_id)
         if request.told:
             self._client.end(request.name.request_id, request.position, reason)
+
+    def _forget_children(self, state: Any) -> None:
+        """Those of a request that is over before it was copied never come."""
+        for child in _children(state):
+            self._names.pop(child, None)
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -168,7 +179,8 @@ class BatchingTap:
 
     def _emit(self, states: list[Any], given: dict[str, Any]) -> None:
         bounds, positions = given["cu_seq_lens_q"].tolist(), given["position_ids"][0].tolist()
-        self._cancelled.intersection_update(state.request_id for state in states)
+        for gone in self._cancelled.keys() - {state.request_id for state in states}:
+            self._forget_children(self._cancelled.pop(gone))
         spans = [
             span
             for state, begin, end in zip(states, bounds, bounds[1:], strict=False)
@@ -195,9 +207,8 @@ class BatchingTap:
     def _begin(self, state: Any) -> _Running:
         name = self._names.pop(state.request_id, None) or TappedRequest(uuid.uuid4().hex)
         # Once the prompt is through, the request is copied for each further sequence.
-        for number in range(state.num_children):
-            child = replace(name, request_id=f"{name.request_id}-{number + 1}")
-            self._names[f"{state.request_id}__child#{number}"] = child
+        for number, child in enumerate(_children(state), 1):
+            self._names[child] = replace(name, request_id=f"{name.request_id}-{number}")
         self._running[state.request_id] = request = _Running(name, len(state.initial_tokens), state)
         return request
 
@@ -240,6 +251,11 @@ def _requests(inputs: Any) -> list[Any]:
     if hasattr(inputs, "io_pairs"):
         inputs = inputs.io_pairs[inputs.current_pair].host_io
     return [future.state for future in inputs.requests_in_batch]
+
+
+def _children(state: Any) -> list[str]:
+    """Ids of the copies that are still to be made of a request."""
+    return [] if state is None else [f"{state.request_id}__child#{number}" for number in range(state.num_children)]
 
 
 def _reason(output: Any, state: Any) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from monitor.capture.plan import StepPlan
 from monitor.capture.vllm.connector import AffectConnector, AffectMetadata
-from monitor.capture.vllm.plan import StepPlan
 
 
 class IdleConnector(AffectConnector):

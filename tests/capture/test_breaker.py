@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import NoReturn
 
 import pytest
@@ -64,6 +65,24 @@ def test_a_success_elsewhere_does_not_hide_a_hook_that_always_fails() -> None:
             pass
         _fail(breaker, "save", 1)
     assert breaker.open
+
+
+def test_threads_that_fail_at_once_stop_capture_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Hooks run in the engine's thread and in that of copies: one waits while the other decides."""
+    others: list[threading.Thread] = []
+
+    def clock() -> float:
+        if not others:
+            others.append(threading.Thread(target=_fail, args=(breaker, "save", 1)))
+            others[0].start()
+            others[0].join(0.2)
+        return 0.0
+
+    breaker = Breaker(clock=clock)
+    _fail(breaker, "save", 5)
+    others[0].join()
+    assert breaker.errors == 6
+    assert caplog.text.count("capture stops") == 1
 
 
 def test_leaves_a_request_to_stop_alone() -> None:

@@ -13,10 +13,10 @@ import torch
 from recorder import Recorder
 
 from monitor.capture.breaker import Breaker
+from monitor.capture.copies import HostCopies, Taken
+from monitor.capture.emitter import Emitter
+from monitor.capture.plan import Begin, End, StepPlan
 from monitor.capture.transformers import TransformersTap
-from monitor.capture.vllm.emitter import Emitter
-from monitor.capture.vllm.plan import Begin, End, StepPlan
-from monitor.capture.vllm.rows import HostCopies, Taken
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:

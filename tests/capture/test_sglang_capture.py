@@ -290,6 +290,10 @@ def test_a_batch_that_could_not_be_followed_costs_rows_not_truth(
     assert ends["hurt"].total_tokens == len(hurt.origin_input_ids) + 5
     rows = {start.external_id: len(listening.rows()[request_id]) for request_id, start in listening.events("start")}
     assert rows["hurt"] == 4
+    (gap,) = (gap for _, gap in listening.events("gap"))
+    assert (gap.start, list(gap.token_ids), gap.reason) == (
+        4, [*hurt.origin_input_ids, *hurt.output_ids][4:-1], ingest_pb2.GAP_REASON_DROPPED,
+    )  # fmt: skip
 
 
 def test_capture_that_keeps_failing_asks_for_no_more_hidden_states(

@@ -286,6 +286,21 @@ class TestRequests:
         assert client.ends["runs"] == (len(client.held["runs"]), ingest_pb2.END_REASON_ABORTED)
         assert set(client.starts) == {"runs", "follows"}
 
+    def test_copies_of_a_request_that_is_cancelled(self, model: Any) -> None:
+        """Those that were still to be made of it leave no name behind."""
+        client = Recorder()
+        options = {"config": batching(num_blocks=1024), "do_sample": True, "num_return_sequences": 3}
+        with tapped(model, client) as tap, serving(model, **options) as manager:
+            tap.name("long", TappedRequest("mine", labels={"policy": "p"}))
+            manager.add_request(prompts(2000)[0], request_id="long")
+            until(lambda: client.held["mine"])
+            manager.cancel_request("long")
+            manager.add_request(prompts(6)[0], request_id="next")
+            until(lambda: len(client.ends) == 1 + 3)
+            assert len(client.gaps["mine"]) == 0
+            assert not tap._names
+        assert client.failures == 0
+
     def test_a_manager_that_is_stopped(self, model: Any) -> None:
         """Requests that a hard stop leaves unfinished end as aborted."""
         client = Recorder()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor.capture.plan import Begin, Missing, StepPlan
 from monitor.capture.vllm.ledger import Ledger, Scheduled
-from monitor.capture.vllm.plan import Begin, StepPlan
 from monitor.wire.v1 import ingest_pb2
 
 BLOCK = 4
@@ -79,18 +79,35 @@ def test_request_never_scheduled_leaves_no_trace() -> None:
     assert not plan.ends
 
 
+def test_what_a_preemption_took_from_a_request_that_ends() -> None:
+    """Its last token's row was not sent, and with the blocks it is gone: it is told as dropped."""
+    ledger, tokens = Ledger(BLOCK), [1, 2]
+    ledger.begin(begin("a", 2), tokens)
+    step(ledger, Scheduled("a", [3], True, 0, 2))
+    tokens += [5, 6]
+    assert not ledger.finish("a", 0, STOP)
+    plan = step(ledger)
+    assert plan.tails == [Missing("a", 2, [5], ingest_pb2.GAP_REASON_DROPPED)]
+    assert plan.ends[0].total_tokens == 3
+
+
 def test_a_lost_step_ends_in_honest_totals() -> None:
-    """After a step that could not be followed no more rows come, but the end still tells how many there were."""
+    """After a step that could not be followed no more rows come: what there was of them is told as dropped."""
     ledger, tokens = Ledger(BLOCK), [1, 2]
     ledger.begin(begin("a", 2), tokens)
     step(ledger, Scheduled("a", [0], True, 0, 2))
     tokens.append(3)
-    plan = ledger.take()
+    plan = step(ledger, Scheduled("a", [1], False, 2, 1))
     ledger.lose(plan)
-    tokens.append(4)
-    assert not step(ledger, Scheduled("a", [1], False, 3, 1)).counts
+    assert not plan.counts
+    assert not len(plan.slots)
+    tokens += [4, 5]
+    assert not step(ledger, Scheduled("a", [], False, 3, 1)).counts
     assert not ledger.finish("a", 4, STOP)
-    assert step(ledger).ends[0].total_tokens == 3
+    last = step(ledger)
+    dropped = ingest_pb2.GAP_REASON_DROPPED
+    assert [*plan.missing, *last.tails] == [Missing("a", 2, [3], dropped), Missing("a", 3, [4], dropped)]
+    assert last.ends[0].total_tokens == 4
 
 
 @dataclass
@@ -164,7 +181,9 @@ def test_every_row_once_from_its_own_slot(data: st.DataObject) -> None:
         answered = len(request.tokens) > request.prompt
         total = len(request.tokens) - 1 if answered else request.sent
         assert [end.total_tokens for end in plan.ends] in ([], [total])
-        assert request.sent == total or request.computed < total or not plan.ends
+        lost = sum(len(gap.token_ids) for gap in plan.tails)
+        assert request.sent + lost == total or not plan.ends
+        assert not lost or request.computed < total
 
 
 def _one_step(data: st.DataObject, ledger: Ledger, live: list[_Request], unused: Iterator[int]) -> None:

@@ -15,10 +15,10 @@ import torch
 
 from monitor.capture.breaker import Breaker
 from monitor.capture.client import SidecarClient
-from monitor.capture.vllm.emitter import Emitter
+from monitor.capture.emitter import Emitter
+from monitor.capture.plan import Begin
+from monitor.capture.vllm.cached import CachedRows
 from monitor.capture.vllm.ledger import Ledger, Scheduled
-from monitor.capture.vllm.plan import Begin
-from monitor.capture.vllm.rows import CachedRows
 from monitor.wire.v1 import ingest_pb2
 
 BLOCK, CHUNK, PATIENCE = 8, 5, 120.0

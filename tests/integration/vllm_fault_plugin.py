@@ -26,13 +26,13 @@ def kind(part: str) -> str:
 
 def register() -> None:
     """Puts what can fail around every part; called by vLLM in each of its processes, maybe more than once."""
-    from monitor.capture import breaker, introduction
-    from monitor.capture.vllm import compat, emitter, ledger, rows
+    from monitor.capture import breaker, emitter, introduction
+    from monitor.capture.vllm import cached, compat, ledger
 
     if breaker._PAUSE_SECONDS == PAUSE_SECONDS:
         return
     breaker._PAUSE_SECONDS = PAUSE_SECONDS
-    owners = {"compat": compat, "Ledger": ledger.Ledger, "CachedRows": rows.CachedRows}
+    owners = {"compat": compat, "Ledger": ledger.Ledger, "CachedRows": cached.CachedRows}
     owners |= {"HostCopies": emitter.HostCopies, "Introduction": introduction.Introduction}
     owners |= {"SidecarClient": introduction.SidecarClient}
     for part in PARTS:

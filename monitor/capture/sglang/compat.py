@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monitor.capture.checkpoint import checkpoint_fingerprint, local_folder
 from monitor.capture.identity import template_hash, tokenizer_hash
-from monitor.capture.vllm.plan import Begin
+from monitor.capture.plan import Begin
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monitor.capture.breaker import Breaker
+from monitor.capture.emitter import Emitter
 from monitor.capture.introduction import Introduction
+from monitor.capture.plan import StepPlan
 from monitor.capture.sglang import compat
 from monitor.capture.sglang.ledger import Ledger
 from monitor.capture.sglang.rows import BatchRows
-from monitor.capture.vllm.emitter import Emitter
-from monitor.capture.vllm.plan import StepPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,17 +72,15 @@ class Hooks:
         """Sends what a batch brought; SGLang's own answers to its callers have gone out."""
         if self._emitter is None or self._rows is None:
             return
-        plan = None
+        plan, followed = StepPlan(), False
         if not self._breaker.open:
             with self._breaker.guard("a batch result"):
-                filled = StepPlan()
-                self._ledger.fill(filled, split(batch))
+                self._ledger.fill(plan, split(batch))
                 self._rows.hold(compat.hidden_states(result))
-                plan = filled
+                followed = True
         with self._breaker.guard("the ends of requests"):
-            if plan is None:
-                self._ledger.lose()
-                plan = StepPlan()
+            if not followed:
+                self._ledger.lose(plan)
             self._ledger.close(plan)
             self._emitter.emit(plan)
         self._rows.hold(None)

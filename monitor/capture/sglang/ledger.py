@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from monitor.capture.plan import Begin, End, Missing, StepPlan
 from monitor.capture.sglang import compat
-from monitor.capture.vllm.plan import Begin, End, Missing, StepPlan
 from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
@@ -53,16 +53,19 @@ class Ledger:
                 plan.missing.append(Missing(request.begin.request_id, request.sent, cached))
                 request.sent = part.start
             first = part.row + request.sent - part.start
+            # First: the columns of a plan are of one length, whatever fails.
+            tokens = compat.tokens(part.request, request.sent, end)
             plan.request_ids.append(request.begin.request_id)
             plan.starts.append(request.sent)
             plan.counts.append(end - request.sent)
-            plan.token_ids.extend(compat.tokens(part.request, request.sent, end))
+            plan.token_ids.extend(tokens)
             slots.append(np.arange(first, part.row + part.length))
             request.sent = end
         plan.slots = np.concatenate(slots)
 
-    def lose(self) -> None:
+    def lose(self, plan: StepPlan) -> None:
         """Gives up what is under way after a batch that could not be followed."""
+        plan.give_up()
         for request in self._requests.values():
             request.lost = True
 
@@ -75,4 +78,8 @@ class Ledger:
             del self._requests[known]
             reason: int = ingest_pb2.END_REASON_ABORTED if alive is None else compat.end_reason(alive)
             processed = request.sent if reason == ingest_pb2.END_REASON_ABORTED else compat.processed_tokens(alive)
+            if processed > request.sent:
+                unseen = compat.tokens(alive, request.sent, processed)
+                dropped = ingest_pb2.GAP_REASON_DROPPED
+                plan.tails.append(Missing(request.begin.request_id, request.sent, unseen, dropped))
             plan.ends.append(End(request.begin.request_id, max(request.sent, processed), reason))

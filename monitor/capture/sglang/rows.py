@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from monitor.capture.vllm.rows import Taken, to_device
+from monitor.capture.copies import Taken, to_device
 
 if TYPE_CHECKING:
     import torch
 
-    from monitor.capture.vllm.plan import StepPlan
+    from monitor.capture.plan import StepPlan
 
 
 class BatchRows:

@@ -22,9 +22,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from monitor.capture.checkpoint import checkpoint_fingerprint, local_folder
 from monitor.capture.credentials import ClientTls
 from monitor.capture.identity import template_hash, tokenizer_hash
+from monitor.capture.plan import Begin
 from monitor.capture.vllm import CONNECTOR, SUPPORTED
 from monitor.capture.vllm.ledger import Scheduled
-from monitor.capture.vllm.plan import Begin
 from monitor.errors import SetupError
 from monitor.wire.v1 import ingest_pb2
 

@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from monitor.capture.breaker import Breaker
+from monitor.capture.emitter import Emitter, RowSource
 from monitor.capture.introduction import Introduction
+from monitor.capture.plan import StepPlan
 from monitor.capture.vllm import SUPPORTED, compat
-from monitor.capture.vllm.emitter import Emitter, RowSource
+from monitor.capture.vllm.cached import CachedRows
 from monitor.capture.vllm.ledger import Ledger
 from monitor.capture.vllm.placing import TAPS
-from monitor.capture.vllm.plan import StepPlan
-from monitor.capture.vllm.rows import CachedRows
 from monitor.capture.vllm.tapped import TappedRows
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from monitor.capture.vllm.plan import Begin, End, Missing, StepPlan
+from monitor.capture.plan import Begin, End, Missing, StepPlan
+from monitor.wire.v1 import ingest_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -113,8 +114,11 @@ class Ledger:
         # The token sampled last was never fed to the model; all others were, though a preemption may have lost rows.
         processed = known - 1 if known > request.begin.prompt_length else min(computed, known)
         self._next.ends.append(End(request_id, max(request.sent, processed), reason))
-        ready = min(computed, processed)
-        if request.lost or ready <= request.sent:
+        ready = request.sent if request.lost else max(request.sent, min(computed, processed))
+        if processed > ready:
+            lost = Missing(request_id, ready, list(request.tokens[ready:processed]), ingest_pb2.GAP_REASON_DROPPED)
+            self._next.tails.append(lost)
+        if ready == request.sent:
             return False
         slots = self._send(self._next, request, ready)
         self._next.slots = np.concatenate([self._next.slots, slots])
@@ -125,10 +129,7 @@ class Ledger:
 
     def lose(self, plan: StepPlan) -> None:
         """Gives up what is under way after a step that could not be followed; ends and held blocks stay in the plan."""
-        plan.missing.clear()
-        for column in (plan.request_ids, plan.starts, plan.counts, plan.token_ids):
-            column.clear()
-        plan.slots, plan.over, plan.pending = np.empty(0, np.int64), 0, np.empty(0, np.int64)
+        plan.give_up()
         for request in self._requests.values():
             request.lost = True
 
@@ -139,10 +140,11 @@ class Ledger:
     def _send(self, plan: StepPlan, request: _Request, end: int) -> np.ndarray:
         """Adds the span from what was sent to ``end``; returns its slots."""
         start = request.sent
+        tokens = request.tokens[start:end]  # first: the columns of a plan are of one length, whatever fails
         plan.request_ids.append(request.begin.request_id)
         plan.starts.append(start)
         plan.counts.append(end - start)
-        plan.token_ids.extend(request.tokens[start:end])
+        plan.token_ids.extend(tokens)
         request.sent = end
         return self._slots(request, start, end)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from monitor.capture.vllm.rows import Taken, to_device
+from monitor.capture.copies import Taken, to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from monitor.capture.vllm.plan import StepPlan
+    from monitor.capture.plan import StepPlan
 
 _NOBODY = -1
 

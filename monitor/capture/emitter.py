@@ -1,4 +1,4 @@
-"""The worker's half: takes the rows of a plan and streams them to the sidecar."""
+"""Takes the rows of a plan and streams them to the sidecar."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from monitor.capture.vllm.rows import HostCopies
+from monitor.capture.copies import HostCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from monitor.capture.breaker import Breaker
     from monitor.capture.client import SidecarClient
-    from monitor.capture.vllm.plan import StepPlan
-    from monitor.capture.vllm.rows import Taken
+    from monitor.capture.copies import Taken
+    from monitor.capture.plan import StepPlan
 
 
 class RowSource(Protocol):
@@ -39,7 +39,7 @@ class Emitter:
         self._source = source
         self._breaker = breaker
         self._client = client
-        self._copies = HostCopies(self._deliver)
+        self._copies = HostCopies(self._deliver, breaker)
         self._errors_told = 0
 
     def emit(self, plan: StepPlan) -> None:
@@ -56,10 +56,10 @@ class Emitter:
         self._copies.close()
 
     def _deliver(self, plan: StepPlan, taken: Taken | None) -> None:
-        client = self._client()
-        if client is None:
-            return
         with self._breaker.guard("telling the sidecar"):
+            client = self._client()
+            if client is None:
+                return
             if plan.errors > self._errors_told:
                 client.failed(plan.errors - self._errors_told)
                 self._errors_told = plan.errors
@@ -72,16 +72,21 @@ class Emitter:
                         session_id=begin.session_id,
                         external_id=begin.external_id,
                     )
-            rows = None if taken is None else self._whole(plan, taken)
+            rows = self._whole(plan, taken)
             for gap in plan.missing:
                 client.gap(*gap)
             if rows is not None:
                 client.rows(plan.request_ids, plan.starts, plan.counts, plan.token_ids, rows)
+            for gap in plan.tails:
+                client.gap(*gap)
             for end in plan.ends:
                 client.end(*end)
 
-    def _whole(self, plan: StepPlan, taken: Taken) -> torch.Tensor | None:
+    def _whole(self, plan: StepPlan, taken: Taken | None) -> torch.Tensor | None:
         """Rows of the spans of which none is missing; the others are told as missing."""
+        if taken is None:
+            plan.give_up()
+            return None
         if taken.there is None or taken.there.all():
             return taken.rows
         with self._breaker.guard("finding rows"):

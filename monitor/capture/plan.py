@@ -1,4 +1,4 @@
-"""What the scheduler's half of the connector tells the worker's half, once a step."""
+"""What happened to requests in a step of an engine, and which rows of it are to be sent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StepPlan:
 
     Attributes:
         begins: Requests whose first tokens are here.
-        missing: Tokens whose rows will not come.
+        missing: Tokens whose rows will not come; told before the rows.
         request_ids: Request of each span of rows.
         starts: Absolute position of the first row of each span.
         counts: Rows of each span.
@@ -56,6 +56,7 @@ class StepPlan:
         over: How many of these, the first, are of requests that are over: their rows are of earlier steps.
         pending: Where rows of this step lie that may become final later.
         runs: Whether the model runs in this step.
+        tails: Last tokens of requests that are over whose rows will not come; told after the rows.
         ends: Requests that are over.
         held: Requests whose blocks stay until this step is done.
         errors: Errors in the scheduler's half so far.
@@ -72,9 +73,16 @@ class StepPlan:
     over: int = 0
     pending: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     runs: bool = True
+    tails: list[Missing] = field(default_factory=list, repr=False)
     ends: list[End] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     errors: int = 0
+
+    def give_up(self) -> None:
+        """Tells all rows as missing."""
+        if self.counts:
+            self.set_aside(np.zeros(len(self.token_ids), np.bool_))
+        self.slots, self.over, self.pending = np.empty(0, np.int64), 0, np.empty(0, np.int64)
 
     def set_aside(self, there: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Tells spans as missing of which a row is; returns which rows are those of the others."""

@@ -1,4 +1,4 @@
-"""Takes rows from where vLLM keeps them to the host, without making the engine wait."""
+"""Brings rows from where an engine keeps them to the host, without making it wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from monitor.capture.vllm.plan import StepPlan
+    from monitor.capture.breaker import Breaker
+    from monitor.capture.plan import StepPlan
 
 
 class Taken(NamedTuple):
@@ -32,58 +33,45 @@ def to_device(indices: NDArray[np.int64], device: torch.device) -> torch.Tensor:
     return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
 
 
-class CachedRows:
-    """Rows in the paged cache of ``extract_hidden_states``.
-
-    Args:
-        cache: [blocks, layers, block_size, hidden], on the engine's device.
-    """
-
-    def __init__(self, cache: torch.Tensor) -> None:
-        self._cache = cache
-        self.hidden_size = int(cache.shape[3])
-
-    def take(self, plan: StepPlan) -> Taken | None:
-        """Copies of the rows at the slots of a plan, on the engine's device."""
-        if not len(plan.slots):
-            return None
-        places = to_device(plan.slots, self._cache.device)
-        size = self._cache.shape[2]
-        return Taken(self._cache[places // size, :, places % size])
-
-
 class HostCopies:
     """Brings rows to the host and hands them on in order, with the plans they belong to.
 
     On CUDA the copy goes to pinned memory on a stream of its own, and a thread waits for it; the engine's stream and
-    thread go on. Where rows are on the host already they are handed on at once.
+    thread go on. Where rows are on the host already they are handed on at once. A plan whose rows cannot be copied is
+    handed on without them.
 
     Args:
         deliver: Called with each plan and its rows, if it has any; must not raise.
+        breaker: Keeps errors from the engine, and from the thread.
     """
 
-    def __init__(self, deliver: Callable[[StepPlan, Taken | None], None]) -> None:
+    def __init__(self, deliver: Callable[[StepPlan, Taken | None], None], breaker: Breaker) -> None:
         self._deliver = deliver
+        self._breaker = breaker
         self._stream: Any = None
         self._waiting: queue.SimpleQueue[tuple[StepPlan, Taken | None, Any] | None] = queue.SimpleQueue()
 
     def hand_on(self, plan: StepPlan, taken: Taken | None) -> None:
         """Hands a plan and its rows on, once they are on the host."""
-        if self._stream is None and (taken is None or not taken.rows.is_cuda):
-            self._deliver(plan, taken)
-            return
+        host, done = taken, None
+        if taken is not None and taken.rows.is_cuda:
+            host = None
+            with self._breaker.guard("copying rows"):
+                host, done = self._copy(taken)
         if self._stream is None:
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            threading.Thread(target=self._run, name="affect-copies", daemon=True).start()
-        self._waiting.put((plan, *self._copy(taken)))
+            self._deliver(plan, host)
+        else:
+            self._waiting.put((plan, host, done))
 
     def close(self) -> None:
         """Ends the thread, behind all that was handed over."""
         self._waiting.put(None)
 
-    def _copy(self, taken: Taken | None) -> tuple[Taken | None, Any]:
-        if taken is None:
-            return None, None
+    def _copy(self, taken: Taken) -> tuple[Taken, Any]:
+        if self._stream is None:
+            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            threading.Thread(target=self._run, name="affect-copies", daemon=True).start()
+            self._stream = stream
         # What was taken was gathered on the engine's stream: what it does next cannot change it.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -99,6 +87,9 @@ class HostCopies:
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
             plan, taken, done = item
-            if done is not None:
-                done.synchronize()
-            self._deliver(plan, taken)
+            there = None
+            with self._breaker.guard("waiting for copied rows"):
+                if done is not None:
+                    done.synchronize()
+                there = taken
+            self._deliver(plan, there)
