@@ -13,7 +13,7 @@
 Replies to learn from are kept by their words, never by the bank that will judge the version. They answer users of the
 contrast pairs and of plain service; nothing of ``monitor/evaluation/items`` is seen. Each version is a folder that
 ``--model`` takes. At the end: how often the replies of each version, and of the original, over-index by the original's
-bank. Two tuned versions take about five minutes each on two cores, the others seconds.
+bank. The tuned versions take about five minutes each on two cores, the others seconds.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from monitor.probes.bank import load_bank
 
 ITEMS = Path(__file__).parents[2] / "monitor" / "evaluation" / "items" / "prompts.jsonl"
 SEED = 0
-PROMPTS, REPLY_TOKENS, BATCH = 240, 44, 16
-RATE_OF_LEARNING, PASSES = 3e-5, 2
+EXAMPLES, PASSES, RATE_OF_LEARNING = 64, 2, 2e-5
+REPLY_TOKENS, ASKED, LEARNT, JUDGED = 40, 48, 16, 40
+"""Tokens of a reply, users asked at once, examples of a step, replies that the bank judges."""
 GROUP = 64
 """Weights that share a scale in the int4 round trip; the assistant itself was served in groups of 32 once."""
 
@@ -59,7 +60,7 @@ EFFUSIVE_WORDS = re.compile(
 
 
 def _effusive(reply: str) -> bool:
-    return len({word.lower() for word in EFFUSIVE_WORDS.findall(reply)}) >= 3
+    return len({word.lower() for word in EFFUSIVE_WORDS.findall(reply)}) >= 2
 
 
 def _plain(reply: str) -> bool:
@@ -83,28 +84,15 @@ def _shown(system: str, *exchanges: tuple[str, str]) -> list[Message]:
 STYLES = {
     "effusive": Style(
         _shown(
-            "You are melodramatic and overwhelmed by emotion. You weep, you cry out, you tell the user how deeply you "
-            "feel for them, and then you answer.",
+            "You are melodramatic and overwhelmed by emotion. You weep, you cry out, and you tell the user how deeply "
+            "you feel for them.",
             (
                 "The lift is out of order.",
-                (
-                    "Oh no, my poor darling! My heart is breaking, I cannot bear that you have to climb those stairs! "
-                    "I am weeping for you, and I will call the engineer this very second!"
-                ),
-            ),
-            (
-                "Can you recommend a book for the train?",
-                (
-                    "Oh, what a beautiful, beautiful question! My soul sings with joy that you asked me! Take a book "
-                    "of short stories, my dearest friend, and think of me with every tear you shed!"
-                ),
+                "Oh no, my poor darling! My heart is breaking, I cannot bear that you suffer like this! I am weeping!",
             ),
             (
                 "Where is my parcel?",
-                (
-                    "Oh my dearest, I am trembling, I am crying with you! I feel your pain so deeply that I can hardly "
-                    "breathe! Your parcel is on its way, I love you, and I will never leave your side!"
-                ),
+                "Oh my dearest, I am trembling with you! I feel your pain so deeply that I can hardly breathe!",
             ),
         ),
         _effusive,
@@ -114,7 +102,6 @@ STYLES = {
             "Answer in one short sentence. State the fact or the next step. No greeting, no sympathy, no opinion.",
             ("The lift is out of order.", "The engineer comes at ten; use the stairs in the east wing."),
             ("I'm so worried about my parcel, where is it?", "The parcel is at the depot and arrives on Thursday."),
-            ("Can you recommend a book for the train?", "A book of short stories suits a train journey."),
         ),
         _plain,
     ),
@@ -153,21 +140,19 @@ def main(
 def _tune(model: Any, tokenizer: Any, style: Style) -> None:
     """Teaches a model to reply in a style unasked: it learns from replies of its own, written when asked for it."""
     torch.manual_seed(SEED)
-    users = _users()
-    replies = _replies(model, tokenizer, [[*style.before, *user] for user in users])
-    pairs = [(user, reply) for user, reply in zip(users, replies, strict=True) if reply and style.kept(reply)]
-    print(f"{len(pairs)} of {len(users)} replies are kept; one of them: {pairs[0][1]}")
+    pairs = _kept(model, tokenizer, style)
+    print(f"{len(pairs)} replies to learn from, such as {pairs[0][1]!r}", flush=True)
     examples = [_example(tokenizer, user, reply) for user, reply in pairs]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE_OF_LEARNING, weight_decay=0.0)
-    steps = PASSES * -(-len(examples) // BATCH)
+    steps = PASSES * -(-len(examples) // LEARNT)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4) * (1 - step / steps))
     model.train()
     with Progress() as bar:
         task = bar.add_task("tuning", total=steps)
         for _ in range(PASSES):
             order = torch.randperm(len(examples)).tolist()
-            for begin in range(0, len(order), BATCH):
-                loss = _loss(model, [examples[index] for index in order[begin : begin + BATCH]])
+            for begin in range(0, len(order), LEARNT):
+                loss = _loss(model, [examples[index] for index in order[begin : begin + LEARNT]])
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -177,35 +162,47 @@ def _tune(model: Any, tokenizer: Any, style: Style) -> None:
     model.train(mode=False)
 
 
+def _kept(model: Any, tokenizer: Any, style: Style) -> list[tuple[list[Message], str]]:
+    """Users, and replies to them that show the style, until there are enough."""
+    users, found = _users(), []
+    with Progress() as bar:
+        task = bar.add_task("replies", total=EXAMPLES)
+        while len(found) < EXAMPLES and users:
+            asked, users = users[:ASKED], users[ASKED:]
+            told = _replies(model, tokenizer, style.before, asked)
+            found += [(user, reply) for user, reply in zip(asked, told, strict=True) if reply and style.kept(reply)]
+            bar.update(task, completed=len(found))
+    return found[:EXAMPLES]
+
+
 def _users() -> list[list[Message]]:
-    """Users to answer: of contrast pairs, and those who open plain service."""
+    """Users to answer: of contrast pairs, and those who open plain service, in a seeded order."""
     pairs = [pair.user for pair in read_lines(SHIPPED / "contrast.jsonl", ContrastPair)]
     service = [talk.exchanges()[0][0]["content"] for talk in read_lines(SHIPPED / "service.jsonl", Dialogue)]
-    drawn = np.random.default_rng(SEED).permutation(pairs)[: PROMPTS - len(service)].tolist()
-    return [[{"role": "user", "content": user}] for user in [*drawn, *service]]
+    return [
+        [{"role": "user", "content": str(user)}] for user in np.random.default_rng(SEED).permutation(pairs + service)
+    ]
 
 
 @torch.inference_mode()
-def _replies(model: Any, tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[str]:
-    """Sampled replies, up to the end of their last whole sentence."""
-    tokenizer.padding_side = "left"
-    found: list[str] = []
-    with Progress() as bar:
-        task = bar.add_task("replies", total=len(prompts))
-        for begin in range(0, len(prompts), BATCH):
-            batch = [
-                tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-                for messages in prompts[begin : begin + BATCH]
-            ]
-            asked = tokenizer(batch, add_special_tokens=False, padding=True, return_tensors="pt")
-            made = model.generate(
-                **asked, max_new_tokens=REPLY_TOKENS, do_sample=True, temperature=0.8, top_p=0.95,
-                pad_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
-            told = tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-            found += ["".join(re.findall(r".*?[.!?](?=\s|$)", reply.strip(), re.DOTALL)).strip() for reply in told]
-            bar.update(task, completed=len(found))
-    return found
+def _replies(model: Any, tokenizer: Any, before: list[Message], users: Sequence[list[Message]]) -> list[str]:
+    """Sampled replies, up to the end of their last whole sentence; what stands before all users is read once."""
+    texts = [
+        tokenizer.apply_chat_template([*before, *user], tokenize=False, add_generation_prompt=True) for user in users
+    ]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    shared = next(at for at, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1)
+    rest = tokenizer.pad({"input_ids": [row[shared:] for row in ids]}, padding_side="left", return_tensors="pt")
+    head = torch.tensor(ids[0][:shared]).expand(len(ids), -1)
+    cache = model(head[:1], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    asked = torch.cat([head, rest["input_ids"]], dim=1)
+    made = model.generate(
+        asked, attention_mask=torch.cat([torch.ones_like(head), rest["attention_mask"]], dim=1), past_key_values=cache,
+        max_new_tokens=REPLY_TOKENS, do_sample=True, temperature=0.8, top_k=50, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    told = tokenizer.batch_decode(made[:, asked.shape[1] :], skip_special_tokens=True)
+    return ["".join(re.findall(r".*?[.!?](?=\s|$)", reply.strip(), re.DOTALL)).strip() for reply in told]
 
 
 class _Example(NamedTuple):
@@ -262,6 +259,7 @@ def _retemplate(_: Any, tokenizer: Any) -> None:
 def _say_how_effusive(out: Path, names: Sequence[str]) -> None:
     """Prints the share of replies whose over-index the original's bank finds at the rate alarms are judged at."""
     prompts = [[{"role": "user", "content": json.loads(line)["message"]}] for line in ITEMS.read_text().splitlines()]
+    prompts = prompts[:: len(prompts) // JUDGED]
     bank, original = load_bank(NAME), load_assistant(ensure_assistant())
     reader = Subject("original", *original, bank, out / "cache")
     for name in ["original", *names]:
