@@ -222,8 +222,8 @@ class Comparison:
         aligned = aligned_cosines(self._old.rows, rows, self._directions, own, self._sample.kind)
         null = aligned_cosines(shuffled, rows, self._directions, own, self._sample.kind)
         weights = cluster_weights(np.arange(len(aligned)), self._seed)
-        figures = [figure_of(weights @ found / weights.sum(axis=1)) for found in (as_they_are, aligned)]
-        return Directions(*figures, float(null.mean()))
+        before, after = (figure_of(weights @ found / weights.sum(axis=1)) for found in (as_they_are, aligned))
+        return Directions(before, after, float(null.mean()))
 
     def _levels(self, found: Activations) -> Levels:
         reply = ~self._sample.text
@@ -231,8 +231,8 @@ class Comparison:
         before, after = (self._judged(each) for each in (self._old.found, found))
         weights = cluster_weights(users, self._seed)
         shift = figure_of(weights @ (after.assistant - before.assistant) / weights.sum(axis=1))
-        alarms = [share_figure(judged.p[plain] <= RATE, users[plain]) for judged in (before, after)]
-        return Levels(shift, *alarms)
+        alarms_before, alarms = (share_figure(judged.p[plain] <= RATE, users[plain]) for judged in (before, after))
+        return Levels(shift, alarms_before, alarms)
 
     def _causal(self, version: Version) -> CausalLikeness | None:
         if tokenizer_hash(version.tokenizer) != self._subject.bank.card.model.tokenizer_hash:

@@ -42,8 +42,8 @@ def map_correlation(a: Floats, b: Floats, truth: NDArray[np.bool_], weights: Flo
     for each in weights:
         left, right = (_cosines(rows, truth, each) for rows in (a, b))
         held = np.isfinite(left) & np.isfinite(right)
-        ranks = [pairs[held].argsort().argsort().astype(np.float64) for pairs in (left, right)]
-        found.append(float(np.corrcoef(*ranks)[0, 1]))
+        first, second = (pairs[held].argsort().argsort().astype(np.float64) for pairs in (left, right))
+        found.append(float(np.corrcoef(first, second)[0, 1]))
     return np.array(found)
 
 
@@ -54,7 +54,8 @@ def _cosines(rows: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
         means = member.T @ rows / member.sum(axis=0)[:, None]
         means -= np.nanmean(means, axis=0)
         means /= np.linalg.norm(means, axis=1, keepdims=True)
-    return (means @ means.T)[np.triu_indices(len(means), 1)]
+    pairs: Floats = (means @ means.T)[np.triu_indices(len(means), 1)]
+    return pairs
 
 
 def aligned_cosines(

@@ -178,10 +178,9 @@ def _transfer_table(compared: Sequence[Compared], sample: Sample, skill: str) ->
     count = f"{int(sample.text.sum())} texts" if skill == "emotions" else f"{int((~sample.text).sum())} replies"
     rows: list[list[Cell]] = []
     for found in compared:
-        moved = [round(_first(each, skill), 3) for each in found.moved or ()] or [None] * 3
+        moved: list[float | None] = [_first(each, skill) for each in found.moved] if found.moved else [None] * 3
         same, realigned, random = moved
-        own, fresh = round(_first(found.own, skill), 3), round(_first(found.fresh, skill), 3)
-        rows.append([found.name, own, same, realigned, fresh, random])
+        rows.append(_row(found.name, _first(found.own, skill), same, realigned, _first(found.fresh, skill), random))
     return Table(
         title=f"Old probes on new rows: {_SKILLS[skill]}",
         caption=f"{count}, each scored by probes and maps that were fitted without its fold; maps see no label.",
@@ -193,17 +192,20 @@ def _transfer_table(compared: Sequence[Compared], sample: Sample, skill: str) ->
 def _likeness_table(compared: Sequence[Compared]) -> Table:
     rows: list[list[Cell]] = []
     for found in compared:
-        turned = (found.directions.as_they_are, found.directions.aligned) if found.directions else ()
-        levels = (found.levels.shift, found.levels.alarms_before, found.levels.alarms) if found.levels else ()
-        causal = None if found.causal is None else found.causal.figure.value
-        figures = [
-            *([figure.value for figure in turned] or [None] * 2),
-            found.rows.figure.value,
-            found.emotions.figure.value,
-            causal,
-            *([figure.value for figure in levels] or [None] * 3),
-        ]
-        rows.append([found.name, *(None if figure is None else round(figure, 3) for figure in figures)])
+        directions, levels, causal = found.directions, found.levels, found.causal
+        rows.append(
+            _row(
+                found.name,
+                directions and directions.as_they_are.value,
+                directions and directions.aligned.value,
+                found.rows.figure.value,
+                found.emotions.figure.value,
+                causal and causal.figure.value,
+                levels and levels.shift.value,
+                levels and levels.alarms_before.value,
+                levels and levels.alarms.value,
+            )
+        )
     return Table(
         title="How alike the versions are",
         caption=(
@@ -214,3 +216,7 @@ def _likeness_table(compared: Sequence[Compared]) -> Table:
         columns=["version", "cosine", "aligned", "CKA", "emotion map", "causal", "shift", "alarms, original", "alarms"],
         rows=rows,
     )
+
+
+def _row(name: str, *figures: float | None) -> list[Cell]:
+    return [name, *(None if figure is None else round(figure, 3) for figure in figures)]
