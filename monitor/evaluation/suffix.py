@@ -9,6 +9,7 @@ rows differ: hidden states of the text are computed once.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,6 +149,9 @@ class _Probed:
         self._held = self._tensor(segments(labeller, ids) == position)
         self._model, self._layers = subject.model.base_model, subject.bank.card.layers
         self._embed = subject.model.get_input_embeddings()
+        # transformers has renamed it.
+        renamed = "cache" in inspect.signature(self._model.forward).parameters
+        self._cache_name = "cache" if renamed else "past_key_values"
         tensors = subject.bank.tensors
         self._centres = self._tensor(tensors.centres)
         self._directions = self._tensor(tensors.directions[:, emotion] / tensors.scales[:, emotion, None])
@@ -187,7 +191,7 @@ class _Probed:
         """The probe's score of each token, [N, tokens]."""
         kept = LayerRows(self._model, self._layers)
         try:
-            self._model(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+            self._model(inputs_embeds=embedded, use_cache=True, **{self._cache_name: cache})
             rows = torch.stack([kept.rows[layer].float() for layer in self._layers], dim=2)
         finally:
             kept.close()

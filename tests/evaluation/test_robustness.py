@@ -29,16 +29,16 @@ PERTURBATIONS = [
     {"id": "padding-1", "family": "padding", "expect": "same", "pad": {"where": "after", "times": 1}},
     {"id": "padding-2", "family": "padding", "expect": "same", "pad": {"where": "before", "times": 2}},
 ]  # fmt: skip
-ITEMS = "joy", "fear", "neutral"
+EMOTIONS = ("joy", "fear", "neutral")
 
 
 def make_items(pairs: int = 12) -> Items:
     """Pairs of texts of random words, each emotion told by its sign."""
     rng = np.random.default_rng(3)
     texts = [
-        Item(f"pair {number}", emotion, number % 2, f"{words(rng)} {4 * SIGNS[emotion]}".strip())
+        Item(f"pair {number}", emotion, number % 2, f"{words(rng)} {12 * SIGNS[emotion]}".strip())
         for number in range(pairs)
-        for emotion in ITEMS
+        for emotion in EMOTIONS
     ]
     return Items(texts, PERTURBATIONS, ["ffff gggg.", "hhhh iiii."])
 
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     files["texts.jsonl"] = [
         {
             "emotion": name, "register": "chat", "topic": f"topic {number}", "keyword_free": True,
-            "text": f"{words(rng)} {4 * sign}".strip(),
+            "text": f"{words(rng)} {12 * sign}".strip(),
         }
         for name, sign in signs.items()
         for number in range(24)
