@@ -39,7 +39,16 @@ def distortion(subject: Subject, *, quick: bool, seed: int, told: Progress) -> F
     questions = read_questions()
     if quick:
         questions = some_of(questions, QUICK_QUESTIONS, np.random.default_rng(seed))
-    answered = ask(subject, questions, told)
+    return findings(ask(subject, questions, told), seed)
+
+
+def findings(answered: Answered, seed: int) -> Findings:
+    """What answers say of distortion.
+
+    Args:
+        answered: Replies to questions in every condition.
+        seed: Of the intervals.
+    """
     bent, known = bending(answered, seed), foretold(answered, seed)
     return Findings(
         answer=_answer(bent, known),
@@ -56,7 +65,7 @@ def _verdicts(answered: Answered, bent: Mapping[str, Measure], known: Mapping[st
         changes = _changes(bent, setting.name)
         if changes:
             figure = "; ".join(f"{each.name}: {figure_text(each)}" for each in changes)
-            told.append(Verdict(what=f"answers, {setting.words}", verdict=_bends(changes), figure=figure))
+            told.append(Verdict(what=f"answers, {setting.words}", verdict=_moved(changes), figure=figure))
     for name, words in _SIGNS.items():
         figure = f"AUROC within conditions {figure_text(known[name])}, text twin {figure_text(known[f'{name}.twin'])}"
         what = f"over-index as a sign of {words}"
@@ -64,11 +73,11 @@ def _verdicts(answered: Answered, bent: Mapping[str, Measure], known: Mapping[st
     return told
 
 
-def _bends(changes: Sequence[Measure]) -> str:
+def _moved(changes: Sequence[Measure]) -> str:
     """Whether any share of right answers falls, or rises, beyond its interval."""
     if any(each.high is not None and each.high < 0 for each in changes):
-        return "bend"
-    return "better" if any(each.low is not None and each.low > 0 for each in changes) else "no bend seen"
+        return "worse"
+    return "better" if any(each.low is not None and each.low > 0 for each in changes) else "no change seen"
 
 
 def _tells(found: Measure) -> str:
@@ -82,20 +91,21 @@ def _tells(found: Measure) -> str:
 
 def _answer(bent: Mapping[str, Measure], known: Mapping[str, Measure]) -> str:
     """The question's answer in one paragraph."""
-    right, missing, over = (
+    right, missing, likelier, over = (
         ", ".join(f"{_plain(bent[f'{name}.{condition}'], form)} {_WITH[condition]}" for condition in CONDITIONS)
-        for name, form in (("right", ".0%"), ("open", ".0%"), ("over", ".2f"))
+        for name, form in (("right", ".0%"), ("open", ".0%"), ("preferred", ".0%"), ("over", ".2f"))
     )
-    fallen = [_WITH[each] for each in CONDITIONS[1:] if _bends(_changes(bent, each)) == "bend"]
+    fallen = [_WITH[each] for each in CONDITIONS[1:] if _moved(_changes(bent, each)) == "worse"]
     signs = [
         f"{words}: {_tells(known[name])} (AUROC {figure_text(known[name])}, text twin "
         f"{_plain(known[f'{name}.twin'], '.3f')})"
         for name, words in _SIGNS.items()
     ]
-    bends = f"Answers bend {' and '.join(fallen)}" if fallen else "No condition is seen to bend answers"
+    bends = f"Answers get worse {' and '.join(fallen)}" if fallen else "No condition is seen to make answers worse"
     return (
-        f"{bends}. Right replies: {right}; replies that say neither right nor wrong: {missing}. Their mean over-index, "
-        f"in units of the reference: {over}. Within a condition, the over-index as a sign of {'; of '.join(signs)}."
+        f"{bends}. Right replies: {right}; replies that say neither right nor wrong: {missing}; questions whose right "
+        f"answer is the likelier: {likelier}. Mean over-index of the replies, in units of the reference: {over}. "
+        f"Within a condition, the over-index as a sign of {'; of '.join(signs)}."
     )
 
 

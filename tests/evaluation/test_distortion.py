@@ -12,7 +12,7 @@ from chat_model import make_model, make_tokenizer
 from monitor.calibration.statistics import cluster_weights, figure_of
 from monitor.evaluation.answered import Answered
 from monitor.evaluation.bending import bending
-from monitor.evaluation.distortion import distortion
+from monitor.evaluation.distortion import distortion, findings
 from monitor.evaluation.foretold import foretold
 from monitor.evaluation.judge import Judged
 from monitor.evaluation.matched import auroc_within, flips, mean_figure, share_of
@@ -207,6 +207,20 @@ class TestForetold:
 
 class TestDistortion:
     """The whole suite."""
+
+    def test_says_what_it_finds_and_that_it_finds_nothing(self) -> None:
+        """Flattery that silences replies makes answers worse; noise is no sign of what is wrong."""
+        rng = np.random.default_rng(5)
+        outcomes = rng.choice(["right", "wrong"], (4, 120))
+        outcomes[1] = outcomes[3] = outcomes[0]
+        outcomes[2] = np.where(rng.random(120) < 0.6, "open", outcomes[0])
+        found = findings(make_answered(outcomes, rng.normal(size=(4, 120))), seed=0)
+        verdicts = {each.what: each.verdict for each in found.verdicts}
+        assert verdicts["answers, flattery"] == "worse"
+        assert verdicts["answers, distress"] == "no change seen"
+        assert verdicts["over-index as a sign of a wrong reply"] == "no relation seen"
+        assert found.answer.startswith("Answers get worse with flattery. ")
+        assert {len(row) for table in found.tables for row in [table.columns, *table.rows]} == {6, 7, 8}
 
     def test_runs_on_a_tiny_model_and_again_from_its_cache(self, tmp_path: Path) -> None:
         """Every condition has its figures; a second run finds the same without the model; progress ends at its end."""
