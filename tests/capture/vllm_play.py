@@ -232,7 +232,8 @@ class Play:
             held, told = finished(request, block_ids)
             self.seen["held"] += held
             self.seen["preempted"] += request.num_preemptions > 0
-            self.seen["ended while preempted"] += request.num_preemptions > 0 and request.num_computed_tokens == 0
+            behind = request.num_computed_tokens < request.num_tokens - 1
+            self.seen["ended while preempted"] += request.num_preemptions > 0 and behind
             return held, told
 
         connector.request_finished_all_groups = watch_end
