@@ -38,7 +38,7 @@ class _Size(NamedTuple):
     effort: Effort
 
 
-_FULL = _Size(8, 3, 4, Effort(steps=16, tried=32))
+_FULL = _Size(6, 2, 3, Effort(steps=16, tried=32))
 _QUICK = _Size(2, 1, 1, Effort(steps=6, tried=16))
 _SEARCH = 20
 """Texts read in the time of a search, for the progress."""
