@@ -336,9 +336,9 @@ def _serve_through(setup: Setup, inside: str, times: float) -> None:
         assert errors
         failures = Counter(line for line in LOG.lines if "capture failed" in line)
         assert max(failures.values()) == 1, failures
-        # The client is asked for in two places, each with its own line.
+        # The client is asked for in two places, each with a line of its own if it fails there.
         places = 2 if inside == "introduction.client" else 1
-        assert sum("RuntimeError" in line for line in failures) == places, failures
+        assert 1 <= sum("RuntimeError" in line for line in failures) <= places, failures
     if inside in _EVERY_STEP:
         assert any(opened) == (times >= 5)
         assert sum("capture stops" in line for line in LOG.lines) == (times >= 5)
