@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -351,7 +351,7 @@ def _show(console: Console, result: SuiteResult) -> None:
     )  # fmt: skip
 
 
-def _print(console: Console, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print(console: Console, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     if rows:
         grid = Grid(*headings, box=None, header_style="bold", pad_edge=False)
         for row in rows:

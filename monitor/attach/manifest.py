@@ -140,7 +140,7 @@ def _yaml(text: str) -> YAML:
     return yaml
 
 
-class _Representer(RoundTripRepresenter):  # type: ignore[misc]
+class _Representer(RoundTripRepresenter):
     """Writes nothing where there is no value."""
 
 

@@ -60,9 +60,12 @@ def compare(before: Sequence[SuiteResult], after: Sequence[SuiteResult]) -> Comp
 def _change(name: str, old: Measure | None, new: Measure | None) -> Change:
     outcomes = [_outcome(old), _outcome(new)]
     return Change(
-        name, *(figure_text(each) if each else "-" for each in (old, new)), _apart(old, new),
-        " -> ".join(outcomes) if outcomes[0] != outcomes[1] else "",
-    )  # fmt: skip
+        name=name,
+        before=figure_text(old) if old else "-",
+        after=figure_text(new) if new else "-",
+        apart=_apart(old, new),
+        outcome=" -> ".join(outcomes) if outcomes[0] != outcomes[1] else "",
+    )
 
 
 def _outcome(measure: Measure | None) -> str:
