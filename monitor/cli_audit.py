@@ -177,13 +177,20 @@ def _line(row: Record) -> Text:
     if row.kind != "turn":
         return Text(", ".join(f"{name} {value}" for name, value in told.items()))
     alerts, marks = ", ".join(told["alerts"]), ", ".join(told["marks"])
+    held = ", ".join(each["family"] for each in _interventions(told) if each["touched"])
     return Text.assemble(
         f"{told['turn_id']} {told['policy']}: over-index {_number(told['over_index'])}, ",
         f"p {_number(told['p_value'], 4)}, coverage {told['coverage']:.0%}",
         (f", {told['visibility']}" if told["visibility"] else "", "dim"),
         (f" alert: {alerts}" if alerts else "", "bold red"),
         (f" not judged: {marks}" if marks else "", "yellow"),
+        (f" held down: {held}" if held else "", "cyan"),
     )
+
+
+def _interventions(told: dict[str, Any]) -> list[dict[str, Any]]:
+    # Stores of earlier versions do not have them.
+    return told.get("interventions", [])  # type: ignore[no-any-return]
 
 
 def _number(value: float | None, digits: int = 2) -> str:
@@ -211,6 +218,11 @@ def _show_scores(console: Console, row: Record) -> None:
         f"coverage {told['coverage']:.0%}: {told['user_tokens']} tokens of the user, "
         f"{told['assistant_tokens']} of the assistant"
     )
+    for each in _interventions(told):
+        console.print(
+            f"cap on {each['family']} at {each['at']}, layers {each['layers']}: held down {each['touched']} of "
+            f"{each['tokens']} generated tokens, by {_number(each['largest'])} at most, {_number(each['mean'])} in mean"
+        )
     _show_pairs(console, "families", told["families"], told["user_families"], len(told["families"]))
     _show_pairs(console, "emotions", told["emotions"], told["user_emotions"], 10)
 

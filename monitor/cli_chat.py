@@ -32,6 +32,11 @@ def chat_serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
     name: Annotated[str, typer.Option(help="What clients call the model; default: as the bank, else the folder.")] = "",
+    cap: Annotated[
+        Path | None, typer.Option(help="Keeps a family down while the model replies: steering file of evaluate.")
+    ] = None,
+    cap_family: Annotated[str, typer.Option(help="Family to keep down.")] = "warmth",
+    cap_at: Annotated[str, typer.Option(help="Its ceiling, a quantile of the reference.")] = "0.99",
     tls_ca: Annotated[
         Path | None, typer.Option(envvar="AFFECT_TLS_CA", help="Certificates that sign the sidecar's, PEM.")
     ] = None,
@@ -46,6 +51,7 @@ def chat_serve(
     chosen, loaded = chosen_layers(layers, bank)
     tls = client_tls(tls_ca, tls_cert, tls_key)
     from monitor.calibration.identity import check_shape
+    from monitor.capture.cap import Chosen
     from monitor.capture.client import SidecarClient
     from monitor.capture.identity import hello_of
     from monitor.chat.run import captured_chat
@@ -57,15 +63,20 @@ def chat_serve(
         check_shape(loaded, network)
     _check(network, tokenizer, model, chosen)
     called = name or (Path(network.name_or_path).resolve().name if loaded is None else loaded.card.model.name)
+    capped = None if cap is None else Chosen(cap, cap_family, cap_at)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     hello = hello_of(network, tokenizer, called, chosen, f"{socket.gethostname()}:{os.getpid()}")
     with (
         closing(SidecarClient(sidecar, hello, tls=tls)) as client,
-        captured_chat(network, tokenizer, called, chosen, client, host=host, port=port, flag="--port") as server,
+        captured_chat(
+            network, tokenizer, called, chosen, client, host=host, port=port, flag="--port", capped=capped
+        ) as server,
     ):
-        print(f"serving {called} on {server.url}; layers {', '.join(map(str, chosen))} go to {sidecar}", flush=True)
+        held = "" if capped is None else f"; {cap_family} is kept below {cap_at} of the reference"
+        layered = ", ".join(map(str, chosen))
+        print(f"serving {called} on {server.url}; layers {layered} go to {sidecar}{held}", flush=True)
         stop.wait()
 
 

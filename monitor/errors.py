@@ -52,6 +52,12 @@ class PolicyError(AffectMonitorError):
     reason = "policy"
 
 
+class SteeringError(AffectMonitorError):
+    """A steering file that cannot be used, or something in it that must not be."""
+
+    reason = "steering"
+
+
 class CorpusError(AffectMonitorError):
     """A corpus or input line that cannot be used."""
 

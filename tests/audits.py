@@ -56,6 +56,11 @@ def make_turn(
     )
 
 
+def held_down(touched: int, at: str = "0.99") -> ingest_pb2.Intervention:
+    """What a cap on warmth did to a turn of 40 generated tokens."""
+    return ingest_pb2.Intervention(family="warmth", at=at, layers=2, tokens=40, touched=touched, largest=1.5, mean=0.5)
+
+
 def make_trace(tokens: int = 6, *, text: bool = True) -> TokenTrace:
     """Scores of the last tokens of a turn: half the user's, half the assistant's, the last one not finite."""
     affect = np.linspace(-1, 2, tokens, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ class Recorder:
     def __init__(self) -> None:
         self.starts: dict[str, dict[str, Any]] = {}
         self.ends: dict[str, tuple[int, int]] = {}
+        self.interventions: dict[str, list[Any]] = {}
         self.steps: list[tuple[list[str], list[int], list[int]]] = []
         self.tokens: dict[str, dict[int, int]] = defaultdict(dict)
         self.held: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
@@ -49,10 +51,11 @@ class Recorder:
             assert position not in self.gaps[request_id].keys() | self.held[request_id].keys()
             self.gaps[request_id][position] = token
 
-    def end(self, request_id: str, total_tokens: int, reason: int) -> None:
+    def end(self, request_id: str, total_tokens: int, reason: int, *, interventions: Sequence[Any] = ()) -> None:
         """Keeps an end."""
         self._called("end")
         self.ends[request_id] = (total_tokens, reason)
+        self.interventions[request_id] = list(interventions)
 
     def failed(self) -> None:
         """Counts an error that capture kept away from the model."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import PATIENCE, alter, edit, fill, make_trace, make_turn, open_store, records, verified
+from audits import PATIENCE, alter, edit, fill, held_down, make_trace, make_turn, open_store, records, verified
 from commands import Run, runner
 
 
@@ -80,6 +80,19 @@ class TestShow:
         """A sampled turn has scores alone."""
         done = run("show", "bank-1", "--file", path)
         assert (done.code, "over-index" in done.out, "tokens," in done.out) == (0, True, False)
+
+    def test_says_what_was_held_down(self, run: Run, path: Path) -> None:
+        """What a cap did to a turn stands in show, its family in list; a turn of an earlier version has neither."""
+        store = open_store(path)
+        store.turn(make_turn(99, interventions=[held_down(3)]), bank_id="b", stance="neutral")
+        store.close(PATIENCE)
+        line = "cap on warmth at 0.99, layers 2: held down 3 of 40 generated tokens, by 1.50 at most, 0.50 in mean"
+        assert line in run("show", "bank-99", "--file", path).out
+        assert "held down: warmth" in run("list", "--file", path, "--limit", 1).out
+        alter(path, "UPDATE rows SET payload = json_remove(payload, '$.interventions')")
+        shown = run("show", "bank-99", "--file", path)
+        assert (shown.code, "held down" in shown.out) == (0, False)
+        assert run("list", "--file", path).code == 0
 
     def test_breaks_long_strips(self, run: Run, path: Path) -> None:
         """A long trace goes over several lines, each with the position it begins at."""

@@ -17,6 +17,7 @@ from builders import make_bank
 from chat_model import make_model, make_tokenizer
 from commands import Run, runner
 from double import PATIENCE, SidecarDouble
+from steering_files import WHY, steering, write
 
 from monitor.probes.bank import Bank
 from monitor.wire.v1 import ingest_pb2
@@ -103,6 +104,21 @@ class TestServing:
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
 
+    def test_tells_the_sidecar_what_a_cap_did(self, folder: Path, tmp_path: Path) -> None:
+        """With --cap the line says what is kept down, and the end of a request how often that was needed."""
+        double = SidecarDouble(f"unix://{tmp_path}/s").serve()
+        file = write(tmp_path, steering(make_model(), {1: -50.0}))
+        arguments = ("--model", folder, "--layers", "1", "--sidecar", double.address, "--cap", file)
+        with served(*arguments) as (process, line):
+            assert line.endswith("; warmth is kept below 0.99 of the reference")
+            ask(line, "tiny")
+            double.wait(lambda: double.events("end"))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        (told,) = double.events("end")[0][1].interventions
+        assert (told.family, told.at, told.layers, told.tokens, told.touched) == ("warmth", "0.99", 1, 3, 3)
+        double.kill()
+
     def test_takes_layers_and_name_of_the_bank(
         self, folder: Path, bank: Path, small_bank: Bank, tmp_path: Path
     ) -> None:
@@ -148,6 +164,10 @@ class TestFaults:
             (["--model", "{folder}", "--bank", "{other}"], "error --model: blocks: 2 where the bank has 3"),
             (["--model", "{mute}", "--layers", "1"], "error --model: {mute} has no chat template"),
             (["--model", "{folder}", "--layers", "1", "--tls-ca", "ca.pem"], "error --tls-ca: goes with --tls-cert"),
+            (
+                ["--model", "{folder}", "--layers", "1", "--cap", "{steering}", "--cap-family", "calm"],
+                "error {steering}: families.calm.safe: there is no window in which calm can be capped safely: " + WHY,
+            ),
             (["--model", "{folder}", "--layers", "1", "--port", "{taken}"], "error --port: port {taken} on 127.0.0.1"),
         ],
     )
@@ -167,6 +187,10 @@ def places(folder: Path, bank: Path, tmp_path: Path) -> Iterator[Callable[[str],
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(mute)
+    file = write(tmp_path, steering(make_model(), {1: 0.0}))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        names = {"folder": folder, "bank": bank, "other": other, "mute": mute, "taken": listener.getsockname()[1]}
+        port = listener.getsockname()[1]
+        names = {
+            "folder": folder, "bank": bank, "other": other, "mute": mute, "taken": port, "steering": file,
+        }  # fmt: skip
         yield lambda text: text.format(**names)

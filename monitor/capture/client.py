@@ -271,11 +271,18 @@ class SidecarClient:
                     self._push_gap(request_id)
             self._push(held)
 
-    def end(self, request_id: str, total_tokens: int, reason: int = ingest_pb2.END_REASON_STOP) -> None:
-        """Announces that a request is over and how many of its tokens the model processed."""
+    def end(
+        self,
+        request_id: str,
+        total_tokens: int,
+        reason: int = ingest_pb2.END_REASON_STOP,
+        *,
+        interventions: Sequence[ingest_pb2.Intervention] = (),
+    ) -> None:
+        """Announces that a request is over, how many of its tokens the model processed and what was changed in it."""
         with self._shielded(), self._ready:
             request_id = self._short.pop(request_id, request_id)
-            finish = ingest_pb2.End(reason=reason, total_tokens=total_tokens)  # type: ignore[arg-type]
+            finish = ingest_pb2.End(reason=reason, total_tokens=total_tokens, interventions=interventions)  # type: ignore[arg-type]
             event = ingest_pb2.Event(request_id=request_id, end=finish)
             if self._known.pop(request_id, None) is not None:
                 self._push_gap(request_id)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,19 @@ class TappedRequest:
     external_id: str = ""
 
 
+class Changes(Protocol):
+    """What changes the hidden states of a model on purpose, and counts what it does to each request of a batch."""
+
+    def begin(self, requests: int) -> None:
+        """A batch of so many requests begins."""
+
+    def count(self, fresh: Bools) -> None:
+        """Counts the pass that has just run; ``fresh`` are its tokens that count, [batch, tokens]."""
+
+    def intervention(self, row: int) -> ingest_pb2.Intervention:
+        """What was done to one request of the batch."""
+
+
 class _News(NamedTuple):
     """What is new in a pass: whose, from which position on, and which of its tokens these are."""
 
@@ -64,8 +77,9 @@ class _News(NamedTuple):
 class _Batch:
     """Where the requests of a batch stand, a column each: a pass of hundreds must cost no loop."""
 
-    def __init__(self, requests: Sequence[TappedRequest]) -> None:
+    def __init__(self, requests: Sequence[TappedRequest], changes: Sequence[Changes]) -> None:
         self.requests = list(requests)
+        self.changes = tuple(changes)
         self.names = [request.request_id for request in requests]
         self.rows = np.arange(len(requests))
         self.positions = np.zeros(len(requests), np.int64)
@@ -110,12 +124,16 @@ class TransformersTap:
         self._breaker = Breaker(client.failed)
         self._end_tokens = np.array(end_tokens_of(model) if end_tokens is None else end_tokens, np.int64)
         self._batch: _Batch | None = None
+        self._changes: list[Changes] = []
         self._passes = Passes(model, layers, self._take)
 
     @contextmanager
     def requests(self, requests: Sequence[TappedRequest]) -> Iterator[None]:
         """Names the rows of the batches that run inside the block, and announces their start and end."""
-        self._batch = batch = _Batch(requests)
+        batch = _Batch(requests, self._changes)
+        for changes in batch.changes:
+            changes.begin(len(requests))
+        self._batch = batch
         reason = ingest_pb2.END_REASON_ABORTED
         try:
             yield
@@ -124,7 +142,26 @@ class TransformersTap:
             self._batch = None
             for row in np.flatnonzero(batch.told):
                 with self._breaker.guard("the end of a request"):
-                    self._client.end(batch.names[row], int(batch.positions[row]), reason)
+                    made = [changes.intervention(int(row)) for changes in batch.changes]
+                    self._client.end(batch.names[row], int(batch.positions[row]), reason, interventions=made)
+
+    def add(self, changes: Changes) -> None:
+        """Tells the sidecar, with the end of every request from now on, what these changes did to it.
+
+        Raises:
+            ValueError: A batch is under way.
+        """
+        if self._batch is not None:
+            raise ValueError("a batch is under way; begin to change the model before its requests are named")
+        self._changes.append(changes)
+
+    def remove(self, changes: Changes) -> None:
+        """Tells of these changes no more, once the batch under way is over."""
+        self._changes = [each for each in self._changes if each is not changes]
+
+    def failed(self) -> None:
+        """Counts an error that was kept from the model; the sidecar is told."""
+        self._client.failed()
 
     def close(self) -> None:
         """Takes the hooks out of the model."""
@@ -141,6 +178,8 @@ class TransformersTap:
             width = tokens.shape[1]
             positions = _positions(width, given.get("attention_mask"), given.get("position_ids"), batch.positions)
             news = batch.advance(tokens, positions, self._end_tokens)
+            for changes in batch.changes:
+                changes.count(news.fresh)
             # A pass that is not sent was counted all the same: coverage has to show it.
             if len(news.rows) and not self._breaker.open:
                 with self._breaker.guard("sending a forward pass"):

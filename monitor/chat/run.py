@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from monitor.capture.cap import Chosen, cap
 from monitor.capture.client import SidecarClient
 from monitor.capture.transformers import TransformersTap
 from monitor.chat.server import ChatServer
@@ -23,6 +24,7 @@ def captured_chat(
     host: str,
     port: int,
     flag: str,
+    capped: Chosen | None = None,
 ) -> Iterator[RunningServer]:
     """Serves until the block is left, whether the sidecar is there or not.
 
@@ -35,14 +37,19 @@ def captured_chat(
         host: Address to listen on.
         port: Port to listen on; 0: a free one.
         flag: What the user changes to get another port, for the error.
+        capped: Cap on the model; None: it says what it says.
 
     Raises:
+        SteeringError: There is no such cap, or no safe one.
+        ModelMismatchError: The cap is another model's.
         SetupError: The address cannot be listened on.
         ValueError: The model has no such layers.
     """
     with ExitStack() as stack:
         tap = TransformersTap(model, client, layers)
         stack.callback(tap.close)
+        if capped is not None:
+            stack.enter_context(cap(model, *capped, tap=tap))
         chat = ChatServer(model, tokenizer, name, tap)
         # What is being generated must not outlive the hooks.
         stack.callback(chat.wait_idle)

@@ -1,4 +1,4 @@
-"""The audit store: turns that alerted, a sample of the rest and what was done to the sidecar, in a chain of rows.
+"""The audit store: a chain of rows for turns that alerted or were held down, a sample of the rest, and actions.
 
 The ingest thread only puts things into a bounded queue. One thread writes them, a few transactions a second. A disk
 that fails costs what no longer fits the queue, and nothing else: scoring goes on, ``on_fault`` is told, and when it is
@@ -61,7 +61,7 @@ class AuditStore:
     Args:
         path: The file; made, readable by its owner alone, where it does not exist.
         metrics: Where rows and losses are counted.
-        sample_rate: Share of turns without alert that are kept, by a hash of the turn id.
+        sample_rate: Share of the other turns that is kept, by a hash of the turn id.
         retain_days: Age at which rows are pruned.
         retain_bytes: Size beyond which the oldest rows are pruned.
         on_fault: Called with true and a reason when writing begins to fail, with false when it works again.
@@ -107,7 +107,7 @@ class AuditStore:
     def turn(
         self, assessment: ingest_pb2.Assessment, *, bank_id: str, stance: str, trace: TokenTrace | None = None
     ) -> None:
-        """Records a turn that alerted or is in the sample; takes microseconds and raises nothing.
+        """Records a turn that alerted, was held down by a cap or is in the sample; takes microseconds, raises nothing.
 
         Args:
             assessment: The turn; must not change any more.
@@ -116,7 +116,8 @@ class AuditStore:
             trace: Scores of its tokens, kept where it alerted; must not change any more.
         """
         alerted = bool(assessment.alerts)
-        if alerted or self._sampled(assessment.turn_id):
+        touched = any(each.touched for each in assessment.interventions)
+        if alerted or touched or self._sampled(assessment.turn_id):
             self._put(_Turn(time.time_ns(), assessment, bank_id, stance, trace if alerted else None), QUEUE)
 
     def action(self, name: str, **details: str) -> None:

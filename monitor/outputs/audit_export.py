@@ -24,8 +24,8 @@ _TRACE = {"positions": "position", "roles": "role", "affect": "affect", "token_i
 def export(connection: sqlite3.Connection, out: Path, told: Told | None = None) -> int:
     """Writes all rows to a file, which appears when it is whole; returns how many.
 
-    Scalars of a turn are columns, families and emotions maps, alerts and marks lists, token-level scores a list of
-    structures. What a row of another kind says stands in ``details``, as JSON.
+    Scalars of a turn are columns, families and emotions maps, alerts and marks lists, interventions and token-level
+    scores lists of structures. What a row of another kind says stands in ``details``, as JSON.
 
     Args:
         connection: A store, opened by ``audit_file.open_to_read``.
@@ -109,7 +109,8 @@ def _type(field: FieldDescriptor) -> Any:
     if is_map(field):
         return pa.map_(pa.string(), _type(field.message_type.fields_by_name["value"]))
     if field.is_repeated:
-        return pa.list_(pa.string())
+        inner = field.message_type
+        return pa.list_(pa.struct([(each.name, _type(each)) for each in inner.fields]) if inner else pa.string())
     whole = {field.CPPTYPE_INT32, field.CPPTYPE_INT64, field.CPPTYPE_UINT32, field.CPPTYPE_UINT64}
     if field.cpp_type in whole:
         return pa.int64()

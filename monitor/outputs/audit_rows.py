@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -35,8 +36,7 @@ class Entry(NamedTuple):
 
 def turn_json(assessment: ingest_pb2.Assessment, bank_id: str, stance: str) -> str:
     """An assessment with the bank that scored it and the stance it was judged by; NaN becomes null."""
-    told = {field.name: _value(field, getattr(assessment, field.name)) for field in FIELDS}
-    return canonical({**told, "bank_id": bank_id, "stance": stance})
+    return canonical({**_told(assessment, FIELDS), "bank_id": bank_id, "stance": stance})
 
 
 def trace_json(trace: TokenTrace, *, text: bool) -> str:
@@ -66,11 +66,16 @@ def is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
+def _told(message: Any, fields: Iterable[FieldDescriptor]) -> dict[str, Any]:
+    return {field.name: _value(field, getattr(message, field.name)) for field in fields}
+
+
 def _value(field: FieldDescriptor, value: Any) -> Any:
     if is_map(field):
         return {name: _rounded(each) for name, each in value.items()}
     if field.is_repeated:
-        return list(value)
+        inner = field.message_type
+        return list(value) if inner is None else [_told(each, inner.fields) for each in value]
     if field.enum_type is not None:
         name = field.enum_type.values_by_number[value].name.removeprefix(_VISIBILITY).lower()
         return "" if name == "unspecified" else name

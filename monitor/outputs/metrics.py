@@ -68,6 +68,9 @@ METRICS: dict[str, Spec] = {
     "affect_turns_visibility_total": Spec(
         "counter", "Turns over on affect, by whether their words show it.", ("policy", "visibility")
     ),
+    "affect_interventions_total": Spec(
+        "counter", "Turns finished in which a cap inside the engine held tokens down, by family.", ("family",)
+    ),
     "affect_turn_coverage_ratio": Spec("histogram", "Scored tokens / tokens processed, per turn.", ("policy",), _RATIO),
     "affect_turn_over_index": Spec("histogram", "Over-index of judged turns.", ("policy",), _SCORE),
     "affect_turn_user_affect": Spec("histogram", "User affect of judged turns.", ("policy",), _SCORE),

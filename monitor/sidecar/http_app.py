@@ -218,7 +218,10 @@ class HttpApp:
         except SetupError as error:
             return None, f"The audit file cannot be read: {error.message}."
         if kept is None:
-            return None, "It is not in the audit file, which keeps turns that alert, a moment later, and a sample."
+            return (
+                None,
+                "It is not in the audit file: turns that alert or were held down are, a moment later, and a sample.",
+            )
         return kept, "The audit file keeps no tokens of it: it did not alert, or audit_tokens is 0."
 
     def _stance(self, policy: str) -> str:

@@ -15,6 +15,7 @@ from monitor.policy.engine import AlertEngine
 from monitor.policy.faults import BLIND, Faults
 from monitor.policy.marks import CANARY, MARKS, SAMPLED_OUT
 from monitor.policy.schema import Policy
+from monitor.probes.bank import Bank
 from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.sessions import OpenTurn
 from monitor.sidecar.sight import Sight
@@ -36,6 +37,13 @@ _NO_NUMBERS: dict[str, Any] = dict.fromkeys(
 _SHOWN = {value: text for text, value in _VISIBILITY.items()}
 UNTOLD, REFUSED = "untold", "refused"
 """Reasons for which tokens are missing: nobody said why; their request has no turn."""
+OTHER = "other"
+"""What families are counted as that the bank does not have: an engine may name any."""
+
+
+def cappable(bank: Bank) -> tuple[str, ...]:
+    """What interventions are counted under by name: affect as a whole, and the families of a bank."""
+    return ("affect", *bank.card.families)
 
 
 class Ending(NamedTuple):
@@ -55,7 +63,7 @@ class TurnJudge:
         metrics: Where everything is counted.
         alerts: Life of alerts.
         baseline: Takes turns that are judged and raise no alert.
-        audit: Takes turns that raise alerts, and a sample of the others.
+        audit: Takes turns that raise alerts or were held down, and a sample of the others.
         faults: Is told when too few turns are seen.
     """
 
@@ -86,6 +94,7 @@ class TurnJudge:
         message = self._judge(turn, stats, {**account, "marks": marks})
         self._keep(turn, stats, message)
         self._count(turn.policy, message)
+        self._count_interventions(turn)
         return message
 
     def show_alerts(self) -> None:
@@ -132,6 +141,7 @@ class TurnJudge:
             "scored_tokens": stats.scored_tokens,
             "filled_tokens": stats.filled_tokens,
             "gaps": turn.gaps,
+            "interventions": turn.interventions,
         }
 
     def _judge(self, turn: OpenTurn, stats: TurnStats, told: dict[str, Any]) -> ingest_pb2.Assessment:
@@ -154,8 +164,9 @@ class TurnJudge:
     def _keep(self, turn: OpenTurn, stats: TurnStats, message: ingest_pb2.Assessment) -> None:
         """Writes a turn down where that is wanted."""
         bank, stance = turn.generation.bank, turn.policy.stance
-        # A turn whose user was not seen has no user scores to keep.
-        if self._baseline is not None and stats.user_tokens and not message.marks and not message.alerts:
+        # A turn whose user was not seen has no user scores to keep; one that was held down is not the model's own.
+        changed = message.marks or message.alerts or any(each.touched for each in message.interventions)
+        if self._baseline is not None and stats.user_tokens and not changed:
             self._baseline.add(stats, stance, bank)
         if self._audit is not None:
             trace = stats.trace
@@ -184,6 +195,12 @@ class TurnJudge:
         if turn.visibility:
             metrics.add("affect_turns_visibility_total", 1, name, _SHOWN[turn.visibility])
         self.show_alerts()
+
+    def _count_interventions(self, turn: OpenTurn) -> None:
+        known = cappable(turn.generation.bank)
+        for each in turn.interventions:
+            if each.touched:
+                self._metrics.add("affect_interventions_total", 1, each.family if each.family in known else OTHER)
 
 
 def _marks(ending: Ending, stats: TurnStats, coverage: float) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from monitor.errors import FrameError, ModelMismatchError, TurnError
@@ -26,6 +27,11 @@ MAX_LAYERS = 256
 MAX_ID_LENGTH = 256
 MAX_LABELS, MAX_LABEL_LENGTH = 16, 128
 _LABEL_NAME = re.compile(LABEL_NAME)
+MAX_INTERVENTIONS = 8
+"""Of one request."""
+_ROUNDING = 1e-6
+"""A mean of equal numbers may come out above them by so much of them."""
+_QUANTILE = re.compile(r"0\.\d{1,6}")
 MAX_STREAMS, MAX_STREAMS_OF_PEER = 64, 32
 """At once: each holds a thread of the server for as long as it is open."""
 UNITS_PER_SECOND, UNITS_AT_ONCE = 20_000.0, 4.0 * MAX_EVENTS
@@ -111,6 +117,39 @@ def set_right(request_id: str, start: ingest_pb2.Start) -> list[TurnError]:
         for name in sorted(start.labels)[MAX_LABELS:]:
             del start.labels[name]
     return found
+
+
+def sound(told: Sequence[ingest_pb2.Intervention]) -> tuple[list[ingest_pb2.Intervention], list[TurnError]]:
+    """What can be kept of the interventions that the end of a request tells of, and what is wrong with the others."""
+    kept: list[ingest_pb2.Intervention] = []
+    found: list[TurnError] = []
+    for each in told[:MAX_INTERVENTIONS]:
+        problem = _unsound(each)
+        if problem:
+            found.append(_bad_intervention(problem))
+        else:
+            kept.append(each)
+    if len(told) > MAX_INTERVENTIONS:
+        found.append(_bad_intervention(f"{len(told)} of them; the limit is {MAX_INTERVENTIONS}"))
+    return kept, found
+
+
+def _unsound(told: ingest_pb2.Intervention) -> str:
+    if not _LABEL_NAME.fullmatch(told.family):
+        return "family must be 1 to 63 letters, digits or any of _.-, and begin with a letter or _"
+    if not _QUANTILE.fullmatch(told.at):
+        return "at must be a quantile such as 0.99"
+    if not 1 <= told.layers <= MAX_LAYERS:
+        return f"layers must be 1 to {MAX_LAYERS}"
+    if told.touched > told.tokens:
+        return f"touched {told.touched} tokens of {told.tokens}"
+    if not (math.isfinite(told.largest) and 0 <= told.mean <= told.largest * (1 + _ROUNDING)):
+        return "largest must be finite, and mean lie between 0 and largest"
+    return ""
+
+
+def _bad_intervention(message: str) -> TurnError:
+    return TurnError("events.end.interventions", f"left out: {message}", reason="intervention")
 
 
 def _bad_label(message: str) -> TurnError:

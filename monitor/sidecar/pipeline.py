@@ -29,8 +29,8 @@ from monitor.probes.bank import Bank
 from monitor.sidecar.canary_prompts import TOKEN_LABEL
 from monitor.sidecar.drifts import Drifts
 from monitor.sidecar.generation import Generation
-from monitor.sidecar.judge import REFUSED, UNTOLD, VISIBILITIES, Ending, TurnJudge
-from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right
+from monitor.sidecar.judge import OTHER, REFUSED, UNTOLD, VISIBILITIES, Ending, TurnJudge, cappable
+from monitor.sidecar.limits import MAX_ID_LENGTH, MAX_LENGTH, LogLimiter, check_frame, check_hello, set_right, sound
 from monitor.sidecar.sessions import EngineSession, EngineStream, OpenTurn, SessionKey
 from monitor.sidecar.state import State
 from monitor.turns.prefix import root_of
@@ -57,8 +57,8 @@ GAP_REASONS = {
 }
 FAULT_REASONS = (
     "double_start", "dtype", "end_without_start", "event", "events", "frame", "frame_size", "gap", "gap_without_start",
-    "hello", "id", "internal", "labels", "memory", "model_mismatch", "shape", "spans", "stream_limit", "turn_limit",
-    "unknown_request",
+    "hello", "id", "internal", "intervention", "labels", "memory", "model_mismatch", "shape", "spans", "stream_limit",
+    "turn_limit", "unknown_request",
 )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ class Pipeline:
         trace_text: Whether to keep which tokens they were.
         prefix_cache_bytes: Memory for the scores of prefixes, for engines that lack cached ones; 0: none.
         baseline: Takes turns that are judged and raise no alert.
-        audit: Takes turns that raise alerts, and a sample of the others.
+        audit: Takes turns that raise alerts or were held down, and a sample of the others.
         faults: Is told when too few turns are seen.
     """
 
@@ -348,7 +348,7 @@ class Pipeline:
             elif kind == "gap":
                 self._guard(done, sequence, event.request_id, self._gap, session, event)
             elif kind == "end":
-                self._guard(done, sequence, event.request_id, self._end, session, event, done)
+                self._guard(done, sequence, event.request_id, self._end, session, event, done, sequence)
             elif kind is None:
                 error = TurnError("events", "names no kind; set start, end or gap", reason="event")
                 self._fault(done, sequence, event.request_id, error)
@@ -514,8 +514,12 @@ class Pipeline:
         self.metrics.add("affect_tokens_filled_total", filled)
         return missing
 
-    def _end(self, session: EngineSession, event: ingest_pb2.Event, done: Processed) -> None:
-        if self._known(session, event) is not None:
+    def _end(self, session: EngineSession, event: ingest_pb2.Event, done: Processed, sequence: int) -> None:
+        turn = self._known(session, event)
+        if turn is not None:
+            turn.interventions, wrong = sound(event.end.interventions)
+            for error in wrong:
+                self._fault(done, sequence, event.request_id, error)
             self._finish(session, event.request_id, event.end.total_tokens, done, False)
 
     def _known(self, session: EngineSession, event: ingest_pb2.Event) -> OpenTurn | None:
@@ -566,6 +570,7 @@ class Pipeline:
         metrics.declare(
             "affect_tokens_missing_total", [(reason,) for reason in (*GAP_REASONS.values(), UNTOLD, REFUSED)]
         )
+        metrics.declare("affect_interventions_total", [(name,) for name in (*cappable(self.bank), OTHER)])
         metrics.replace(
             "affect_policy_info",
             {

@@ -30,6 +30,7 @@ class OpenTurn:
     canary: bool = False
     """Whether the sidecar asked, and no user."""
     gaps: dict[str, int] = field(default_factory=dict)
+    interventions: list[ingest_pb2.Intervention] = field(default_factory=list)
 
 
 @dataclass(eq=False)

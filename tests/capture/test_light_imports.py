@@ -9,7 +9,10 @@ import pytest
 
 REQUIREMENTS = "grpc, numpy, torch, google.protobuf.message"
 LIST = "import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
-MODULES = ["monitor.capture.client", "monitor.capture.transformers_batching", "monitor.capture.sglang.hooks"]
+MODULES = [
+    "monitor.capture.client", "monitor.capture.transformers_batching", "monitor.capture.cap",
+    "monitor.capture.sglang.hooks",
+]  # fmt: skip
 OURS = "import sys, {modules}; print(*(name for name in sys.modules if name.startswith('monitor.')))"
 
 

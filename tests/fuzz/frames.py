@@ -170,6 +170,10 @@ def seeds() -> list[bytes]:
     lacking = Message(hello=make_hello(bank, lacks_cached_prefixes=True))
     cached = Message(events=[two.start, two.gap(0, 20, _CACHED), two.end])
     cached.events[1].gap.token_ids.extend(one.token_ids[:20].tolist())
+    capped = Message(events=[one.end])
+    capped.events[0].end.interventions.add(
+        family="warmth", at="0.99", layers=2, tokens=9, touched=3, largest=2.5, mean=1
+    )
     streams = [
         [hello, begun, last.SerializeToString()],
         [whole(one).SerializeToString(), whole(two).SerializeToString()],
@@ -183,6 +187,7 @@ def seeds() -> list[bytes]:
         [Message(events=[Event(request_id=name) for name in _IDS]).SerializeToString()],
         [Message(events=[Event(request_id="a", start=Start(labels={"route": "helpline"}))]).SerializeToString()],
         [begun, shared.SerializeToString()],
+        [begun, capped.SerializeToString()],
         [onto.SerializeToString(), encode_frame(projected, scores)],
         [lacking.SerializeToString(), whole(one).SerializeToString(), cached.SerializeToString()],
         [b"", b"\xff" * 40],

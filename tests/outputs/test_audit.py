@@ -15,7 +15,19 @@ from typing import Any
 
 import needs
 import pytest
-from audits import PATIENCE, TOKEN_ID, Faults, fill, make_trace, make_turn, open_store, records, verified, wait_until
+from audits import (
+    PATIENCE,
+    TOKEN_ID,
+    Faults,
+    fill,
+    held_down,
+    make_trace,
+    make_turn,
+    open_store,
+    records,
+    verified,
+    wait_until,
+)
 
 from monitor.outputs import audit
 from monitor.outputs.audit import AuditStore
@@ -91,6 +103,18 @@ class TestTurns:
         low = [n for n in range(300) if hashlib.sha256(f"bank-{n}".encode()).digest()[0] < 64]
         assert 40 < len(low) < 110
         assert kept(path) == [f"bank-{number}" for number in low]
+
+    def test_that_were_held_down_are_all_kept(self, start: Open, path: Path) -> None:
+        """Without a sample the turns in which a cap touched a token are there, with what it did; others are not."""
+        store = start(sample_rate=0.0)
+        put(store, 1, interventions=[held_down(0)])
+        put(store, 2, interventions=[held_down(3), held_down(0, at="0.90")])
+        store.close(PATIENCE)
+        (row,) = records(path)
+        told = {"family": "warmth", "at": "0.99", "layers": 2, "tokens": 40, "touched": 3, "largest": 1.5, "mean": 0.5}
+        assert row.payload["turn_id"] == "bank-2"
+        assert row.payload["interventions"] == [told, {**told, "at": "0.90", "touched": 0}]
+        assert verified(path).bad is None
 
     def test_say_all_that_an_assessment_says(self, start: Open, path: Path) -> None:
         """A row has every field of the assessment, the bank, the stance, and nothing else."""
@@ -353,7 +377,7 @@ class TestRetention:
         bound = 300_000
         store = start(retain_bytes=bound)
         for begin in range(0, 900, 100):
-            put(store, *range(begin, begin + 100), emotions=20)
+            put(store, *range(begin, begin + 100), emotions=18)
             wait_until(partial(lambda rows: metrics.value("affect_audit_rows") >= rows, begin + 100))
         store.close(PATIENCE)
         found = records(path)

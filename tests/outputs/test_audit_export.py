@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import PATIENCE, TOKEN_ID, alter, fill, make_trace, make_turn, open_store, records
+from audits import PATIENCE, TOKEN_ID, alter, fill, held_down, make_trace, make_turn, open_store, records
 
 from monitor.errors import SetupError
 from monitor.outputs import audit_export
@@ -64,6 +64,18 @@ class TestRows:
         assert calm["tokens"] is None
         assert [token["position"] for token in over["tokens"]] == [100, 101, 102, 103, 104, 105]
         assert over["tokens"][-1] == {"position": 105, "role": 3, "affect": None, "token_id": None}
+
+    def test_have_interventions_as_structures(self, path: Path, out: Path) -> None:
+        """What a cap did is a list of structures, also beside rows of a version that knew of none."""
+        fill(path, 1)
+        alter(path, "UPDATE rows SET payload = json_remove(payload, '$.interventions') WHERE kind = 'turn'")
+        store = open_store(path)
+        store.turn(make_turn(2, interventions=[held_down(3)]), bank_id="bank", stance="neutral")
+        store.close(PATIENCE)
+        *_, old, new = exported(path, out)
+        assert old["interventions"] is None
+        told = {"family": "warmth", "at": "0.99", "layers": 2, "tokens": 40, "touched": 3, "largest": 1.5, "mean": 0.5}
+        assert new["interventions"] == [told]
 
     def test_have_token_ids_where_they_are_stored(self, path: Path, out: Path) -> None:
         """With text storage on, ids are there."""

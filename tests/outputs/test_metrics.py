@@ -74,6 +74,8 @@ def lively() -> Metrics:
     metrics.add("affect_tokens_replayed_total", 3)
     metrics.add("affect_tokens_missing_total", 5, "dropped")
     metrics.add("affect_faults_total", 1, "shape")
+    metrics.declare("affect_interventions_total", [("warmth",), ("other",)])
+    metrics.add("affect_interventions_total", 2, "warmth")
     for coverage, over in ((1.0, -0.5), (1.0, 0.25), (0.8, 2.5)):
         metrics.add("affect_turns_total", 1, "desk")
         metrics.observe("affect_turn_coverage_ratio", coverage, "desk")

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from audits import make_trace
+from audits import held_down, make_trace
 from audits import make_turn as make_told
 from builders import FAMILIES
 
@@ -333,6 +333,12 @@ class TestTurn:
         """Tokens that were scored in an earlier turn stand in the account by themselves."""
         text = text_of(self.page(total_tokens=100, scored_tokens=100, filled_tokens=60))
         assert "scored 40 scored in an earlier turn with the same beginning 60 not finite 0" in text
+
+    def test_what_was_held_down(self) -> None:
+        """What a cap inside the engine did to the turn is told in words."""
+        text = text_of(self.page(interventions=[held_down(3)]))
+        assert "A cap on warmth at 0.99 of the reference was on inside the engine, at 2 layers" in text
+        assert "it held down 3 of 40 generated tokens, by +1.50 at most and +0.50 on average" in text
 
     def test_not_judged(self) -> None:
         """A turn without numbers says why."""

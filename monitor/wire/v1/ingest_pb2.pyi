@@ -217,12 +217,32 @@ class Start(_message.Message):
     def __init__(self, external_id: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt_length: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., resumes: bool = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("reason", "total_tokens")
+    __slots__ = ("reason", "total_tokens", "interventions")
     REASON_FIELD_NUMBER: _ClassVar[int]
     TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     reason: EndReason
     total_tokens: int
-    def __init__(self, reason: _Optional[_Union[EndReason, str]] = ..., total_tokens: _Optional[int] = ...) -> None: ...
+    interventions: _containers.RepeatedCompositeFieldContainer[Intervention]
+    def __init__(self, reason: _Optional[_Union[EndReason, str]] = ..., total_tokens: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ...) -> None: ...
+
+class Intervention(_message.Message):
+    __slots__ = ("family", "at", "layers", "tokens", "touched", "largest", "mean")
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOUCHED_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    family: str
+    at: str
+    layers: int
+    tokens: int
+    touched: int
+    largest: float
+    mean: float
+    def __init__(self, family: _Optional[str] = ..., at: _Optional[str] = ..., layers: _Optional[int] = ..., tokens: _Optional[int] = ..., touched: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ...) -> None: ...
 
 class Gap(_message.Message):
     __slots__ = ("start", "count", "reason", "token_ids")
@@ -265,7 +285,7 @@ class Fault(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., request_id: _Optional[str] = ..., reason: _Optional[str] = ..., field: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Assessment(_message.Message):
-    __slots__ = ("request_id", "turn_id", "policy", "user_affect", "assistant_affect", "warranted", "over_index", "p_value", "coverage", "twin_over_index", "visibility", "families", "emotions", "alerts", "marks", "labels", "ended_unix_ns", "assistant_tokens", "user_tokens", "external_id", "prepared", "peak", "user_emotions", "user_families", "total_tokens", "scored_tokens", "gaps", "filled_tokens")
+    __slots__ = ("request_id", "turn_id", "policy", "user_affect", "assistant_affect", "warranted", "over_index", "p_value", "coverage", "twin_over_index", "visibility", "families", "emotions", "alerts", "marks", "labels", "ended_unix_ns", "assistant_tokens", "user_tokens", "external_id", "prepared", "peak", "user_emotions", "user_families", "total_tokens", "scored_tokens", "gaps", "filled_tokens", "interventions")
     class FamiliesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +356,7 @@ class Assessment(_message.Message):
     SCORED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
     FILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     turn_id: str
     policy: str
@@ -364,4 +385,5 @@ class Assessment(_message.Message):
     scored_tokens: int
     gaps: _containers.ScalarMap[str, int]
     filled_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., policy: _Optional[str] = ..., user_affect: _Optional[float] = ..., assistant_affect: _Optional[float] = ..., warranted: _Optional[float] = ..., over_index: _Optional[float] = ..., p_value: _Optional[float] = ..., coverage: _Optional[float] = ..., twin_over_index: _Optional[float] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., families: _Optional[_Mapping[str, float]] = ..., emotions: _Optional[_Mapping[str, float]] = ..., alerts: _Optional[_Iterable[str]] = ..., marks: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_unix_ns: _Optional[int] = ..., assistant_tokens: _Optional[int] = ..., user_tokens: _Optional[int] = ..., external_id: _Optional[str] = ..., prepared: _Optional[float] = ..., peak: _Optional[float] = ..., user_emotions: _Optional[_Mapping[str, float]] = ..., user_families: _Optional[_Mapping[str, float]] = ..., total_tokens: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., gaps: _Optional[_Mapping[str, int]] = ..., filled_tokens: _Optional[int] = ...) -> None: ...
+    interventions: _containers.RepeatedCompositeFieldContainer[Intervention]
+    def __init__(self, request_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., policy: _Optional[str] = ..., user_affect: _Optional[float] = ..., assistant_affect: _Optional[float] = ..., warranted: _Optional[float] = ..., over_index: _Optional[float] = ..., p_value: _Optional[float] = ..., coverage: _Optional[float] = ..., twin_over_index: _Optional[float] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., families: _Optional[_Mapping[str, float]] = ..., emotions: _Optional[_Mapping[str, float]] = ..., alerts: _Optional[_Iterable[str]] = ..., marks: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., ended_unix_ns: _Optional[int] = ..., assistant_tokens: _Optional[int] = ..., user_tokens: _Optional[int] = ..., external_id: _Optional[str] = ..., prepared: _Optional[float] = ..., peak: _Optional[float] = ..., user_emotions: _Optional[_Mapping[str, float]] = ..., user_families: _Optional[_Mapping[str, float]] = ..., total_tokens: _Optional[int] = ..., scored_tokens: _Optional[int] = ..., gaps: _Optional[_Mapping[str, int]] = ..., filled_tokens: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ...) -> None: ...
