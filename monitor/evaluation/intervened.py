@@ -146,7 +146,7 @@ def findings(axes: Axes, found: Sequence[FamilyFound], caps: Sequence[CapFound],
         answer=_answer(pairs, capped),
         measures=[each for family, cap in pairs for each in _measures_of(axes, family, cap)],
         verdicts=[verdict for family, cap in pairs for verdict in _verdicts(family, cap)],
-        tables=[_summary(found), _caps(pairs, capped), *(_costs(family, axes) for family in found)],
+        tables=[_summary(axes, found), _caps(pairs, capped), *(_costs(family, axes) for family in found)],
         curves=[_curves(axes, family) for family in found],
     )
 
@@ -249,7 +249,7 @@ def _verdicts(family: FamilyFound, cap: CapFound) -> list[Verdict]:
     ]
 
 
-def _summary(found: Sequence[FamilyFound]) -> Table:
+def _summary(axes: Axes, found: Sequence[FamilyFound]) -> Table:
     rows: list[list[Cell]] = []
     for family in found:
         each = slopes(family.doses, family.effect("probe"))
@@ -264,7 +264,7 @@ def _summary(found: Sequence[FamilyFound]) -> Table:
     return Table(
         title="Dose-response",
         caption="Slopes in reference standard deviations a norm, of text read without steering; p of the trend within "
-        "prompts; prompts that move against the push.",
+        f"prompts; prompts that move against the push. Directions: {axes.made_of}.",
         columns=["family", "slope", "slopes of the nulls", "trend p", "anti-steerable", "window"],
         rows=rows,
     )
