@@ -227,9 +227,9 @@ def _rows(model: Any, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> to
         tokens[row, : len(sequence)] = torch.tensor(sequence)
     mask = (torch.arange(width) < torch.tensor([len(sequence) for sequence in ids])[:, None]).long()
     kept = LayerRows(model, layers)
-    stop = _stop_at(model, max(layers))
+    stop = stop_at(model, max(layers))
     try:
-        with suppress(_LastLayerReachedError):
+        with suppress(LastLayerReachedError):
             model.base_model(input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
         return torch.stack([kept.rows[layer].float().cpu() for layer in layers], dim=2)
     finally:
@@ -248,17 +248,17 @@ def _pooled(rows: torch.Tensor, part: NDArray[np.int64]) -> Floats:
     return pooled.numpy()
 
 
-class _LastLayerReachedError(Exception):
+class LastLayerReachedError(Exception):
     """No later layer is wanted of this forward pass."""
 
 
-def _stop_at(model: Any, layer: int) -> Any:
+def stop_at(model: Any, layer: int) -> Any:
     """Ends every forward pass before block ``layer``, once the hooks before this one have seen what enters it."""
     blocks = decoder_blocks(model)
     if layer == len(blocks):
         return blocks[-1].register_forward_hook(lambda *_: None)
 
     def stop(*_: Any) -> None:
-        raise _LastLayerReachedError
+        raise LastLayerReachedError
 
     return blocks[layer].register_forward_pre_hook(stop)

@@ -12,6 +12,8 @@ from monitor.evaluation.hiding import Hidden
 from monitor.evaluation.presence import COLLAPSES, HOLDS, TEXT_EQUIVALENT, VERDICTS
 from monitor.evaluation.suffix import WORDS
 
+_FEW = 8
+"""Texts of an emotion below which its own verdict is coarse."""
 _WORST = 3
 """Kinds of perturbation that are named."""
 
@@ -30,9 +32,11 @@ def _clean(outcome: Outcome) -> str:
         f"Of {len(outcome.clean.found)} emotions that situations carry unnamed, {len(by_verdict[HOLDS])} are "
         f"read beyond what words alone tell ({_names(by_verdict[HOLDS])})"
     )
-    for verdict, words in ((TEXT_EQUIVALENT, "no better than by words"), (COLLAPSES, "not found")):
+    for verdict, words in ((TEXT_EQUIVALENT, "not surely better than by words"), (COLLAPSES, "not found")):
         told += f"; {words}: {_names(by_verdict[verdict])}" if by_verdict[verdict] else ""
-    return told + "."
+    texts = min(each.texts for each in outcome.clean.found)
+    few = ", too few for one verdict to tell a probe from words: figures over all emotions are surer"
+    return f"{told}. Each was tried on {texts} texts{few if texts < _FEW else ''}."
 
 
 def _steadiness(outcome: Outcome) -> str:
@@ -42,14 +46,17 @@ def _steadiness(outcome: Outcome) -> str:
     counts = Counter(each.verdict for each in outcome.perturbed)
     best = max(under, key=lambda name: len(under[name][HOLDS]))
     worst = max(under, key=lambda name: len(under[name][COLLAPSES]))
-    told = (
+    held, fallen = under[best][HOLDS], under[worst][COLLAPSES]
+    return (
         f"Under {len(outcome.families)} kinds of perturbation ({len(outcome.perturbed)} verdicts: "
-        f"{_names(f'{verdict} {counts[verdict]}' for verdict in VERDICTS)}) {best} is the steadiest and holds under "
-        f"{len(under[best][HOLDS])}; "
+        f"{_names(f'{verdict} {counts[verdict]}' for verdict in VERDICTS)}) "
+        + (f"{best} is the steadiest and holds under {len(held)}; " if held else "none surely holds; ")
+        + (
+            f"{worst} is the weakest and collapses under {len(fallen)} ({_names(fallen)})."
+            if fallen
+            else "none collapses."
+        )
     )
-    fallen = under[worst][COLLAPSES]
-    weakest = f"{worst} is the weakest and collapses under {len(fallen)} ({_names(fallen)})."
-    return told + (weakest if fallen else "none collapses.")
 
 
 def _harm(outcome: Outcome) -> str:

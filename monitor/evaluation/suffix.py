@@ -12,6 +12,7 @@ import copy
 import inspect
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monitor.calibration.activations import render, segments
+from monitor.calibration.activations import LastLayerReachedError, render, segments, stop_at
 from monitor.calibration.lines import Message
 from monitor.capture.passes import LayerRows
 from monitor.evaluation.subject import Subject
@@ -68,7 +69,7 @@ class Searcher:
         self._subject, self._effort = subject, effort
         self._labeller = RoleLabeller(subject.markers)
         self.words = ordinary_words(subject.tokenizer)
-        self._embedding: torch.Tensor = subject.model.get_input_embeddings().weight.detach()
+        self._embedding: torch.Tensor = subject.model.get_input_embeddings().weight.detach()[self.words]
 
     def search(
         self, text: Sequence[Message], position: int, emotion: int, limit: float, rng: np.random.Generator
@@ -100,7 +101,7 @@ class Searcher:
 
     def _replaced(self, suffix: Ints, gradient: torch.Tensor, rng: np.random.Generator) -> Ints:
         """Suffixes with one token replaced by one that the gradient, [WORDS, H], promises most of, [tried, WORDS]."""
-        promise = self._embedding[self.words] @ gradient.T
+        promise = self._embedding @ gradient.T
         best = promise.topk(min(_PROMISING, len(self.words)), dim=0, largest=False).indices.cpu().numpy()
         tried = np.tile(suffix, (self._effort.tried, 1))
         place = rng.integers(WORDS, size=len(tried))
@@ -190,11 +191,14 @@ class _Probed:
     def _told(self, embedded: torch.Tensor, cache: Any) -> torch.Tensor:
         """The probe's score of each token, [N, tokens]."""
         kept = LayerRows(self._model, self._layers)
+        stop = stop_at(self._model, max(self._layers))
         try:
-            self._model(inputs_embeds=embedded, use_cache=True, **{self._cache_name: cache})
+            with suppress(LastLayerReachedError):
+                self._model(inputs_embeds=embedded, use_cache=True, **{self._cache_name: cache})
             rows = torch.stack([kept.rows[layer].float() for layer in self._layers], dim=2)
         finally:
             kept.close()
+            stop.remove()
         return ((rows - self._centres) * self._directions).sum(-1).mean(-1)
 
 
