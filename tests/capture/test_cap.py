@@ -14,8 +14,10 @@ from steering_files import WHY, steering, unit, write
 import monitor.capture.cap as room
 from monitor.capture.cap import cap
 from monitor.capture.passes import LayerRows, decoder_blocks
+from monitor.capture.steering_file import read_ceiling
 from monitor.capture.transformers import TappedRequest, TransformersTap
 from monitor.errors import ModelMismatchError, SteeringError
+from monitor.evaluation.knob import SteeringFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -388,6 +390,15 @@ class TestRefuses:
         """A file of another width names both."""
         with pytest.raises(ModelMismatchError, match=r"model\.hidden_size: 16 where the model has 32"):
             cap(build(hidden_size=32), written(model), "warmth")
+
+
+def test_reads_what_the_report_writes(model: Any, tmp_path: Path) -> None:
+    """The file as the intervention report writes it is the one that is read here."""
+    file = tmp_path / "steering.json"
+    SteeringFile.model_validate(steering(model, {2: CEILING}, CENTRE)).save(file)
+    (layer,) = read_ceiling(file, "warmth", "0.99").layers
+    assert (layer.layer, layer.centre, layer.ceiling) == (2, CENTRE, CEILING)
+    assert torch.equal(torch.tensor(layer.direction, dtype=torch.float64), unit(HIDDEN, 2))
 
 
 def test_says_that_it_is_on(model: Any, written: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
