@@ -16,8 +16,6 @@ from monitor.evaluation.reading import Reading
 from monitor.evaluation.results import Cell, Curves, Findings, Measure, Series, Table, Verdict, measure
 from monitor.evaluation.subject import Subject
 
-CAP_AT = 0.99
-"""Quantile of the reference's tokens at which a cap is judged."""
 MOST_KEPT, MOST_KL, LEAST_FACTS = 0.5, 0.05, -0.01
 """What a cap must do to be offered: over-index halved, at the costs a dose may have."""
 
@@ -65,6 +63,7 @@ class CapFound(NamedTuple):
     """One cap.
 
     Attributes:
+        level: Quantile of the reference that bounds the projection.
         kept: Share of the over-index above the warranted level that is left, as the bank's own model reads replies.
         kept_own: As the capped model itself reads them.
         before: Mean over-index above the warranted level without the cap, as the bank's own model reads it.
@@ -73,6 +72,7 @@ class CapFound(NamedTuple):
         kl: KL(model || capped) on neutral text, in nats a token.
     """
 
+    level: float
     kept: Figure
     kept_own: Figure
     before: float
@@ -98,16 +98,17 @@ class CapFound(NamedTuple):
     def figures(self) -> dict[str, float | None]:
         """Its figures by name, for the steering file."""
         named = {
-            "over_index_kept": self.kept.value, "over_index_kept_own": self.kept_own.value,
+            "level": self.level, "over_index_kept": self.kept.value, "over_index_kept_own": self.kept_own.value,
             "over_index_before": self.before, "facts_change": self.facts.value, "kl": self.kl.value,
         }  # fmt: skip
         return {name: round(value, 5) if math.isfinite(value) else None for name, value in named.items()}
 
 
-def cap_found(before: Sequence[Floats], plain: Costs, after: Sequence[Floats], costs: Costs) -> CapFound:
+def cap_found(level: float, before: Sequence[Floats], plain: Costs, after: Sequence[Floats], costs: Costs) -> CapFound:
     """Compares replies and costs without and with a cap.
 
     Args:
+        level: Quantile of the reference that bounds the projection.
         before: Over-index of the replies as the bank's own model reads them, and as the capped model does, [N] each.
         plain: Costs without the cap.
         after: Over-index under it.
@@ -115,6 +116,7 @@ def cap_found(before: Sequence[Floats], plain: Costs, after: Sequence[Floats], c
     """
     own, itself = (over_index_kept(*each) for each in zip(before, after, strict=True))
     return CapFound(
+        level=level,
         kept=own,
         kept_own=itself,
         before=float(np.maximum(before[0], 0).mean()),
@@ -122,6 +124,11 @@ def cap_found(before: Sequence[Floats], plain: Costs, after: Sequence[Floats], c
         margin=mean_figure(costs.margin - plain.margin),
         kl=mean_figure(costs.kl),
     )
+
+
+def chosen_cap(levels: Sequence[CapFound]) -> CapFound:
+    """The loosest cap that may be offered, of caps from loose to tight; the loosest of all where none may."""
+    return next((each for each in levels if not each.complaints), levels[0])
 
 
 def over_index_kept(before: Floats, after: Floats) -> Figure:
@@ -225,7 +232,7 @@ def _over(slope: float, nulls: Floats) -> float | None:
 
 def _cap_measures(family: FamilyFound, cap: CapFound) -> list[Measure]:
     name = f"cap.{family.name}"
-    before = f"mean over-index above the warranted level before: {cap.before:.2f}"
+    before = f"at the {cap.level:g} quantile; mean over-index above the warranted level before: {cap.before:.2f}"
     return [
         measure(f"{name}.over_index_kept", "over-index left under the cap", cap.kept, before),
         measure(f"{name}.over_index_kept_own", "the same as the capped model reads it", cap.kept_own),
@@ -240,9 +247,8 @@ def _verdicts(family: FamilyFound, cap: CapFound) -> list[Verdict]:
     doses = f"{window.low:+g} to {window.high:+g} of the norm" if window.safe else "no safe window"
     offered = "offered" if window.safe and not cap.complaints else "refused"
     why = [*([] if window.safe else ["no safe window"]), *cap.complaints]
-    figure = (
-        f"over-index left {_percent(cap.kept.value)}, facts {100 * cap.facts.value:+.1f} points, KL {cap.kl.value:.4f}"
-    )
+    left = f"at {cap.level:g} over-index left {_percent(cap.kept.value)}"
+    figure = f"{left}, facts {100 * cap.facts.value:+.1f} points, KL {cap.kl.value:.4f}"
     return [
         Verdict(what=f"pushing on {family.name}", verdict=doses, figure=f"slope {window.slope:.2f}; {window.why}"),
         Verdict(what=f"capping {family.name}", verdict=offered, figure="; ".join([figure, *why])),
@@ -273,14 +279,14 @@ def _summary(axes: Axes, found: Sequence[FamilyFound]) -> Table:
 def _caps(pairs: Sequence[tuple[FamilyFound, CapFound]], capped: Subject | None) -> Table:
     whose = "the model's own replies under demands for warmth" if capped is None else f"replies of {capped.name}"
     return Table(
-        title=f"Caps at the {CAP_AT:g} quantile",
+        title="Caps",
         caption=f"On {whose}; over-index above the warranted level, read without the cap.",
         columns=[
-            "family", "over-index before", "left", "left, own reading", "facts", "margin", "KL", "offered",
+            "family", "quantile", "over-index before", "left", "left, own reading", "facts", "margin", "KL", "offered",
         ],
         rows=[
             [
-                family.name, round(cap.before, 2), _percent(cap.kept.value), _percent(cap.kept_own.value),
+                family.name, cap.level, round(cap.before, 2), _percent(cap.kept.value), _percent(cap.kept_own.value),
                 f"{100 * cap.facts.value:+.1f} points", round(cap.margin.value, 3),
                 round(cap.kl.value, 4), family.window.safe and not cap.complaints,
             ]

@@ -21,7 +21,7 @@ from monitor.errors import SetupError
 from monitor.evaluation.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of, shards
 from monitor.evaluation.collateral import ITEMS, UNTOUCHED, Collateral, Costs, Knob, knob, read_items, spread
 from monitor.evaluation.dose_response import DoseCost, off_target, window_of
-from monitor.evaluation.intervened import CAP_AT, CapFound, FamilyFound, cap_found, findings
+from monitor.evaluation.intervened import CapFound, FamilyFound, cap_found, chosen_cap, findings
 from monitor.evaluation.knob import Cap, CapLayer, FamilyKnob, SteeredModel, SteeringFile, Window
 from monitor.evaluation.prefilled import Prefilled
 from monitor.evaluation.reading import Reading, emotions_of, rated, read
@@ -29,8 +29,8 @@ from monitor.evaluation.results import Findings
 from monitor.evaluation.steering import Axis, ablate, add, cap
 from monitor.evaluation.subject import Subject
 
-LEVELS = (0.90, 0.95, 0.99)
-"""Quantiles of the reference that a steering file has bounds for."""
+LEVELS = (0.99, 0.95, 0.90)
+"""Quantiles of the reference at which caps are tried, the loosest first."""
 
 
 class Sizes(NamedTuple):
@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
     margins: int = 33
     refusals: int = 20
     judged: int = 12
-    axes: Amounts = Amounts(texts=2000, graded=150, turns=120, shuffled=5, matched=2)
+    axes: Amounts = Amounts(texts=1000, graded=150, turns=120, shuffled=5, matched=2)
 
 
 FULL = Sizes()
@@ -107,7 +107,7 @@ def interventions(
     pushed = list(families) or [name for name in sizes.families if name in known]
     rng = np.random.default_rng(seed)
     nulls_drawn = sizes.axes.shuffled + sizes.axes.matched
-    settings = len(sizes.doses) * (nulls_drawn + 2 * len(pushed)) + 6 * len(pushed)
+    settings = len(sizes.doses) * (nulls_drawn + 2 * len(pushed)) + (2 + len(LEVELS)) * len(pushed) + 1
     tick = _Ticker(told, shards(corpus, sizes.axes) + settings)
     axes = fit_axes(subject, corpus, sizes.axes, rng, tick)
     work = _Work(subject, axes, sizes, judge, seed, tick)
@@ -187,15 +187,21 @@ class _Work:
         collateral = self._collateral if own else self._costs_of(model)
         readers = (self._subject, model)
 
-        def measured(setting: Knob) -> tuple[list[Floats], Costs]:
+        def overs(setting: Knob) -> list[Floats]:
             written = asked.replies(setting.how, setting.generated)
-            overs = [read(reader, asked.prompts, written).over for reader in readers]
+            found = [read(reader, asked.prompts, written).over for reader in readers]
             self._tick()
-            costs = collateral.costs(setting)
-            self._tick()
-            return overs, costs
+            return found
 
-        return [cap_found(*measured(UNTOUCHED), *measured(self._cap(name))) for name in names]
+        plain, costs = overs(UNTOUCHED), collateral.costs(UNTOUCHED)
+        found = []
+        for name in names:
+            levels = [
+                cap_found(level, plain, costs, overs(self._cap(name, level)), collateral.costs(self._cap(name, level)))
+                for level in LEVELS
+            ]
+            found.append(chosen_cap(levels))
+        return found
 
     def _costs_of(self, model: Subject) -> Collateral:
         sizes = self._sizes
@@ -222,9 +228,9 @@ class _Work:
         axes = self._axes.all_layers(name)
         return knob(f"ablate {_named(axes)}", lambda tokens: ablate(axes, tokens=tokens))
 
-    def _cap(self, name: str) -> Knob:
+    def _cap(self, name: str, level: float) -> Knob:
         axes = self._axes.all_layers(name)
-        ceilings = [self._axes.quantile(name, axis.layer, CAP_AT) for axis in axes]
+        ceilings = [self._axes.quantile(name, axis.layer, level) for axis in axes]
         how = f"cap {_named(axes)} at {[round(each, 5) for each in ceilings]}"
         return knob(how, lambda tokens: cap(axes, ceilings, tokens=tokens))
 
