@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 DOSE = 8.0
 """Of a push, in standard deviations of the reference along the direction."""
-_DRAWS = 200
+_DRAWS = 100
 
 
 class CausalLikeness(NamedTuple):

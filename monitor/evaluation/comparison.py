@@ -38,7 +38,7 @@ from monitor.probes.fit import ESTIMATORS
 
 Floats = NDArray[np.float64]
 
-PROMPTS = 12
+PROMPTS = 6
 """Replies whose first token is pushed."""
 _SIMILARITY_DRAWS = 100
 """Bootstrap samples of similarities, each of which needs products of all rows."""
