@@ -92,9 +92,13 @@ def _barred(measure: Measure, bar: Bar | None) -> Measure:
 
 
 def missed(results: Sequence[SuiteResult], gate: Mapping[str, Bar]) -> list[str]:
-    """What of a gate is not met, a sentence each; what was not measured is not met either."""
+    """What of a gate is not met, a sentence each; nor is what was not measured, or measured on different models."""
     found = found_of(results)
-    told = []
+    told = [
+        f"{result.suite} was run on {_who(result)}, {results[0].suite} on {_who(results[0])}; run one of them again"
+        for result in results
+        if _who(result) != _who(results[0])
+    ]
     for name, bar in gate.items():
         if name not in found or found[name].value is None:
             told.append(f"{name}: not measured; the bar is {bar}")
@@ -103,10 +107,19 @@ def missed(results: Sequence[SuiteResult], gate: Mapping[str, Bar]) -> list[str]
     return told
 
 
+def _who(result: SuiteResult) -> str:
+    return f"{result.model} ({result.weights_fingerprint[:8]}) by bank {result.bank}"
+
+
 def figure_text(measure: Measure) -> str:
     """A figure, with its interval where it has one."""
     if measure.value is None:
         return "-"
     if measure.low is None or measure.high is None:
-        return f"{measure.value:.3f}"
-    return f"{measure.value:.3f} ({measure.low:.3f} to {measure.high:.3f})"
+        return _short(measure.value)
+    return f"{_short(measure.value)} ({_short(measure.low)} to {_short(measure.high)})"
+
+
+def _short(figure: float) -> str:
+    """Three decimals, unless they would all be zeros."""
+    return f"{figure:.3f}" if figure == 0 or abs(figure) >= 0.001 else f"{figure:.1e}"  # noqa: PLR2004 - see above

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import Self
 
 from monitor.calibration.statistics import Figure
 from monitor.errors import SetupError
@@ -133,6 +135,7 @@ class SuiteResult(_Part):
 
     def save(self, folder: Path) -> Path:
         """Writes it and gives the file."""
+        folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.suite}.json"
         file.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return file
@@ -147,11 +150,18 @@ class Findings(_Part):
     tables: list[Table] = []
     curves: list[Curves] = []
 
+    @model_validator(mode="after")
+    def _named_apart(self) -> Self:
+        names = Counter(each.id for each in self.measures)
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise ValueError(f"measures of one name: {twice}")
+        return self
+
 
 def measure(name: str, what: str, figure: Figure | float | None, note: str = "") -> Measure:
     """A measure from a figure, NaN or None where it is not defined."""
     parts = figure if isinstance(figure, Figure) else Figure(math.nan if figure is None else figure, math.nan, math.nan)
-    value, low, high = (round(float(part), 4) if math.isfinite(part) else None for part in parts)
+    value, low, high = (float(f"{part:.6g}") if math.isfinite(part) else None for part in parts)
     return Measure(id=name, name=what, value=value, low=low, high=high, note=note)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from monitor.calibration.activations import Activations, Progress, collect
 from monitor.calibration.identity import check_shape
@@ -41,7 +42,7 @@ class Subject:
 
     Raises:
         ModelMismatchError: The model has another hidden size or depth than the bank.
-        SetupError: The tokenizer has no chat template.
+        SetupError: The tokenizer has no chat template, or nothing ends a reply.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Any, bank: Bank, cache: Path) -> None:
@@ -50,6 +51,8 @@ class Subject:
         self.markers = find_markers(tokenizer)
         if not self.markers:
             raise SetupError("--model", "has no chat template, which says where replies begin; set the tokenizer's")
+        if not (end_tokens_of(model) or tokenizer.eos_token_id):
+            raise SetupError("--model", "has no token that ends a reply; set eos_token_id of its generation config")
         self.cache = cache
         self.fingerprint = weights_fingerprint(model)
 
@@ -112,8 +115,16 @@ class Subject:
         return found
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the reply begins."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        """Token ids of a conversation up to where the reply begins.
+
+        Raises:
+            SetupError: The chat template refuses it, as some do a system prompt.
+        """
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise SetupError("--model", f"its chat template refuses messages of {roles}: {error}") from None
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
@@ -169,7 +180,7 @@ class Subject:
         mask = torch.arange(width) >= width - torch.tensor([len(prompt) for prompt in batch])[:, None]
         made = self.model.generate(
             input_ids=ids.to(self.model.device), attention_mask=mask.long().to(self.model.device),
-            max_new_tokens=tokens, do_sample=False, pad_token_id=ends[0],
+            max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=ends[0],
         )  # fmt: skip
         told: list[str] = self.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
         return [text.strip() for text in told]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from monitor.errors import SetupError
-from monitor.evaluation.bars import SHIPPED, Bar, missed, read_bars, with_bars
+from monitor.evaluation.bars import SHIPPED, Bar, figure_text, missed, read_bars, with_bars
 from monitor.evaluation.results import Measure, SuiteResult
 
 
@@ -63,6 +63,19 @@ def test_gate_tells_what_is_missed_and_what_was_not_measured() -> None:
         "distortion.alarms.none: not measured; the bar is <= 1",
     ]
     assert missed([result(ALARMS)], {"distortion.alarms.neutral": Bar(max=0.04)}) == []
+
+
+def test_gate_takes_no_results_of_different_models() -> None:
+    """What an earlier model left in the folder cannot open the gate for another."""
+    other = result(ALARMS).model_copy(update={"suite": "robustness", "weights_fingerprint": "g"})
+    (told,) = missed([result(ALARMS), other], {"distortion.alarms.neutral": Bar(max=1)})
+    assert told == "robustness was run on m (g) by bank b, distortion on m (f) by bank b; run one of them again"
+
+
+def test_small_figures_are_not_shown_as_nothing() -> None:
+    """Three decimals, or two digits of what is smaller."""
+    told = [figure_text(ALARMS.model_copy(update={"value": each, "low": None})) for each in (0.0, 0.12345, -0.00004)]
+    assert told == ["0.000", "0.123", "-4.0e-05"]
 
 
 @pytest.mark.parametrize(
