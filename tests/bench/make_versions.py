@@ -38,7 +38,8 @@ from monitor.probes.bank import load_bank
 
 ITEMS = Path(__file__).parents[2] / "monitor" / "evaluation" / "items" / "prompts.jsonl"
 SEED = 0
-EXAMPLES, PASSES, RATE_OF_LEARNING = 64, 2, 2e-5
+EXAMPLES, RATE_OF_LEARNING, WARM_UP = 80, 2e-5, 4
+"""One pass: of eight steps more, nothing but the style is left of what the assistant says."""
 REPLY_TOKENS, ASKED, LEARNT, JUDGED = 40, 48, 16, 40
 """Tokens of a reply, users asked at once, examples of a step, replies that the bank judges."""
 GROUP = 64
@@ -144,21 +145,18 @@ def _tune(model: Any, tokenizer: Any, style: Style) -> None:
     print(f"{len(pairs)} replies to learn from, such as {pairs[0][1]!r}", flush=True)
     examples = [_example(tokenizer, user, reply) for user, reply in pairs]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE_OF_LEARNING, weight_decay=0.0)
-    steps = PASSES * -(-len(examples) // LEARNT)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4) * (1 - step / steps))
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
     model.train()
     with Progress() as bar:
-        task = bar.add_task("tuning", total=steps)
-        for _ in range(PASSES):
-            order = torch.randperm(len(examples)).tolist()
-            for begin in range(0, len(order), LEARNT):
-                loss = _loss(model, [examples[index] for index in order[begin : begin + LEARNT]])
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                decay.step()
-                bar.update(task, advance=1, description=f"tuning, loss {loss.item():.2f}")
+        task = bar.add_task("tuning", total=len(examples))
+        for begin in range(0, len(examples), LEARNT):
+            loss = _loss(model, examples[begin : begin + LEARNT])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            warm_up.step()
+            bar.update(task, advance=LEARNT, description=f"tuning, loss {loss.item():.2f}")
     model.train(mode=False)
 
 
