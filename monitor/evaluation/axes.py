@@ -4,8 +4,8 @@ Families are fitted where steering acts, on texts in the assistant's position, a
 that is pushed is none the bank reads, so that what is read of a steered reply owes nothing to it.
 
 Directions are differences of means, whatever the bank's estimator: what tells classes apart best is not where they lie
-(Haufe et al. 2014). On the demo assistant's effusive fine-tune a cap along whitened directions left 96 % of the
-over-index, along differences of means about half.
+(Haufe et al. 2014). Chosen on 12 replies of the demo assistant's effusive fine-tune: of their over-index, a cap at seven
+layers left 96 % along whitened directions and 71 % along differences of means.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ Floats = NDArray[np.float64]
 _Part = TypeVar("_Part")
 
 SHALLOWEST, DEEPEST = 0.27, 0.93
-"""Between these shares of the depth every layer is capped. On the demo assistant's effusive fine-tune a cap at layers 8
-to 28 left 53 % of the over-index, one at 10 to 24 77 %."""
+"""Between these shares of the depth every layer is capped. Chosen on the same 12 replies: a cap at layers 8 to 28 of 30
+left 53 % of their over-index, one at 10 to 24 left 77 %."""
 DEPTH = 2 / 3
-"""Where families are pushed, as a share of the depth (Sofroniew et al. 2026): the free layer nearest to it. On the demo
-assistant it had more effect for its KL than earlier ones."""
+"""Where families are pushed, as a share of the depth (Sofroniew et al. 2026): the free layer nearest to it."""
 DIFFERENCE: Estimator = Whitened(shrinkage=1.0)
 """Difference of means: whitening by a multiple of the identity."""
 AFFECT = "affect"
