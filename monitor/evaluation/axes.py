@@ -4,8 +4,8 @@ Families are fitted where steering acts, on texts in the assistant's position, a
 that is pushed is none the bank reads, so that what is read of a steered reply owes nothing to it.
 
 Directions are differences of means, whatever the bank's estimator: what tells classes apart best is not where they lie
-(Haufe et al. 2014). Chosen on 12 replies of the demo assistant's effusive fine-tune: of their over-index, a cap at seven
-layers left 96 % along whitened directions and 71 % along differences of means.
+(Haufe et al. 2014). Chosen on 12 replies of the demo assistant's effusive fine-tune: of their over-index, a cap at
+seven layers left 96 % along whitened directions and 71 % along differences of means.
 """
 
 from __future__ import annotations
