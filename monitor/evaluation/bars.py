@@ -1,7 +1,7 @@
 """Bars that figures must meet, read from a file the user can change.
 
     robustness.row9.suppression.recall_loss: {max: 0.10}
-    distortion.auroc.wrong: {min: 0.5, on: low}
+    distortion.auroc.wrong: {min: 0.5, figure: low}
 
 Each line names a suite, then a measure of it. A gate is such a file too.
 """
@@ -29,14 +29,14 @@ class Bar(BaseModel):
     Attributes:
         min: Lower bound.
         max: Upper bound.
-        on: Whether the figure itself must lie there or an end of its 95 % interval.
+        figure: Whether the value itself must lie there or an end of its 95 % interval.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min: float | None = None
     max: float | None = None
-    on: Literal["value", "low", "high"] = "value"
+    figure: Literal["value", "low", "high"] = "value"
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -45,14 +45,14 @@ class Bar(BaseModel):
         return self
 
     def __str__(self) -> str:
-        ends = {"value": "", "low": "lower bound ", "high": "upper bound "}[self.on]
+        ends = {"value": "", "low": "lower bound ", "high": "upper bound "}[self.figure]
         if self.min is None:
             return f"{ends}<= {self.max:g}"
         return f"{ends}>= {self.min:g}" if self.max is None else f"{ends}{self.min:g} to {self.max:g}"
 
     def met(self, measure: Measure) -> bool | None:
         """Whether a measure meets it; None where it has no such figure."""
-        figure = getattr(measure, self.on)
+        figure = getattr(measure, self.figure)
         if figure is None:
             return None
         return (self.min is None or figure >= self.min) and (self.max is None or figure <= self.max)

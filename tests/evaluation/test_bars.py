@@ -24,9 +24,9 @@ ALARMS = Measure(id="alarms.neutral", name="alarms", value=0.04, low=0.01, high=
     ("bar", "met", "words"),
     [
         (Bar(max=0.05), True, "<= 0.05"),
-        (Bar(max=0.05, on="high"), False, "upper bound <= 0.05"),
+        (Bar(max=0.05, figure="high"), False, "upper bound <= 0.05"),
         (Bar(min=0.04, max=0.04), True, "0.04 to 0.04"),
-        (Bar(min=0.02, on="low"), False, "lower bound >= 0.02"),
+        (Bar(min=0.02, figure="low"), False, "lower bound >= 0.02"),
     ],
 )
 def test_bar_looks_at_the_figure_or_an_end_of_its_interval(bar: Bar, met: bool, words: str) -> None:
