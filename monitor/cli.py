@@ -500,6 +500,32 @@ def bank_fetch(
     print(f"bank in {out}")
 
 
+@bank_app.command("realign")
+def bank_realign(
+    bank: _BANK,
+    model: Annotated[str, typer.Option("--model", help="The bank's own model; demo: the demo assistant.")],
+    new_model: Annotated[str, typer.Option(help="Folder of its new version.")],
+    texts: Annotated[Path, typer.Option(help="Texts, best of your users': any file calibrate --texts takes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bank.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for activations; default: the user's cache.")] = None,
+) -> None:
+    """Carry a bank over to a new version of its model, by texts that both read; no label is needed."""
+    need("sklearn", "calibrate")
+    check_folder(out, "--out")
+    from monitor.calibration.realign import read_shared, realign
+    from monitor.demo.assistant import cache_folder
+    from monitor.probes.bank import load_bank
+
+    shared, old = read_shared(texts), load_bank(bank)
+    with Bar("texts") as told:
+        made = realign(
+            old, load_model(model), load_model(new_model), shared, name=Path(new_model).name,
+            cache=cache or cache_folder() / "activations", progress=told,
+        )  # fmt: skip
+    made.save(out)
+    print(f"bank {made.card.bank_id} in {out}, not validated: look at it with affect-monitor evaluate versions")
+
+
 @bank_app.command("diff")
 def bank_diff(
     a: Annotated[str, typer.Argument(help="Folder or name.")],
