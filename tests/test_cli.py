@@ -41,8 +41,9 @@ policies:
 MAIN = "from monitor.cli import main; main()"
 COMMANDS = (
     "demo", "serve", "check-config", "calibrate", "reference", "score", "status", "bank", "bank show", "bank verify",
-    "bank fetch", "bank realign", "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show", "audit verify",
-    "audit export", "bench", "bench engine", "canary", "chat", "chat serve", "rules", "rules build", "rules check",
+    "bank fetch", "bank realign", "bank diff", "corpus", "corpus write", "audit", "audit list", "audit show",
+    "audit verify", "audit export", "bench", "bench engine", "canary", "chat", "chat serve", "rules",
+    "rules build", "rules check",
     "vllm", "vllm serve", "attach", "detach", "evaluate", "evaluate robustness", "evaluate versions",
     "evaluate interventions", "evaluate distortion", "evaluate all", "evaluate report", "evaluate diff",
 )  # fmt: skip
