@@ -9,6 +9,8 @@ Floats = NDArray[np.float64]
 
 PENALTY = 0.1
 """Of what departs from a rotation, in units of the rows' mean variance."""
+_UNSEEN = 1e-9
+"""Weight of the identity beside what the rows show most of."""
 
 
 def about_means(rows: Floats, groups: NDArray[np.int64]) -> Floats:
@@ -22,11 +24,14 @@ def about_means(rows: Floats, groups: NDArray[np.int64]) -> Floats:
 def procrustes(source: Floats, target: Floats) -> Floats:
     """The rotation that takes centred rows nearest to others of the same texts (Schönemann 1966), [H, H].
 
+    In dimensions in which the rows do not vary it keeps the coordinates, which versions of a model share.
+
     Args:
         source: Centred rows, [N, H].
         target: Centred rows they should become, [N, H].
     """
-    left, _, right = np.linalg.svd(source.T @ target)
+    cross = source.T @ target
+    left, _, right = np.linalg.svd(cross + _UNSEEN * np.abs(cross).max() * np.eye(len(cross)))
     rotation: Floats = left @ right
     return rotation
 
