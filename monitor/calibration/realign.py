@@ -104,7 +104,7 @@ def realign(
     }
     card["markers"] = [{"tokens": marker.tokens, "role": marker.role.name} for marker in markers]
     card["battery"], card["validated"] = (), False
-    explained, agreement = aligned.held_out()
+    explained, agreement, agreement_before = aligned.held_out()
     card["realigned"] = {
         "from_bank": bank.card.bank_id,
         "from_model": bank.card.model.weights_fingerprint,
@@ -113,6 +113,7 @@ def realign(
         "method": METHOD,
         "explained": round(explained, 4),
         "agreement": round(agreement, 4),
+        "agreement_before": round(agreement_before, 4),
     }
     return seal(card, tensors_of({**vars(bank.tensors), **aligned.tensors()}))
 
@@ -175,23 +176,21 @@ class _Aligned:
             "directions": directions, "centres": centres, "scales": scales, "turn_means": means, "turn_scales": units,
         }  # fmt: skip
 
-    def held_out(self) -> tuple[float, float]:
-        """Share of the variance of held-out rows that is explained, and mean correlation of their scores."""
-        probes = self._folded.shape[1]
-        then, now = np.zeros((len(self._fold), probes)), np.zeros((len(self._fold), probes))
+    def held_out(self) -> tuple[float, float, float]:
+        """Share of the variance of held-out rows that is explained, and mean correlation of scores after and before."""
+        shape = len(self._fold), self._folded.shape[1]
+        own, after, before = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         unexplained = total = 0.0
         for fold in range(_FOLDS):
             held = self._fold == fold
-            for layer, ((new, old), (new_held, old_held)) in enumerate(
-                zip(self._layers(~held), self._layers(held), strict=True)
-            ):
-                told = new_held @ row_map(new, old)
-                unexplained += float(((told - old_held) ** 2).sum())
+            fitted, left = self._layers(~held), self._layers(held)
+            for folded, (new, old), (new_held, old_held) in zip(self._folded, fitted, left, strict=True):
+                mapped = new_held @ row_map(new, old)
+                unexplained += float(((mapped - old_held) ** 2).sum())
                 total += float((old_held**2).sum())
-                then[held] += old_held @ self._folded[layer].T
-                now[held] += told @ self._folded[layer].T
-        agreement = [float(np.corrcoef(a, b)[0, 1]) for a, b in zip(then.T, now.T, strict=True)]
-        return 1 - unexplained / total, float(np.mean(agreement))
+                for scores, rows in ((own, old_held), (after, mapped), (before, new_held)):
+                    scores[held] += rows @ folded.T
+        return 1 - unexplained / total, _agreement(own, after), _agreement(own, before)
 
     def _layers(self, chosen: NDArray[np.bool_]) -> list[tuple[Floats, Floats]]:
         """Rows of both versions, new and old, of some texts, centred by position, a layer each."""
@@ -212,3 +211,8 @@ def _spread(rows: Floats, directions: Floats | NDArray[np.float32]) -> Floats:
     """Standard deviation of rows, [N, L, H], along directions, [L, P, H]: [L, P]."""
     spread: Floats = np.einsum("nlh,lph->lpn", rows, directions.astype(np.float64)).std(axis=-1)
     return spread
+
+
+def _agreement(a: Floats, b: Floats) -> float:
+    """Mean correlation of the columns of two arrays."""
+    return float(np.mean([np.corrcoef(first, second)[0, 1] for first, second in zip(a.T, b.T, strict=True)]))

@@ -125,6 +125,7 @@ class RealignedCard(_Part):
     method: str
     explained: float = Field(description="Share of the variance of held-out rows that the map explains.")
     agreement: float = Field(description="Mean correlation of held-out scores by either bank on its own model.")
+    agreement_before: float = Field(description="The same by the old probes as they are on the new model.")
 
 
 class BankCard(_Part):

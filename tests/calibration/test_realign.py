@@ -106,6 +106,7 @@ class TestRealign:
         assert card.realigned.method == METHOD
         assert card.realigned.explained > 0.99
         assert card.realigned.agreement > 0.99
+        assert card.realigned.agreement_before < 0.9
 
     def test_can_be_saved_and_compared(self, bank: Bank, realigned: Bank, tmp_path: Path) -> None:
         """It loads and verifies like any bank, and a comparison tells that it was realigned."""
