@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 LEAST_TEXTS = 100
 """Fewer say nothing of most of the directions rows have."""
-METHOD = "ridge regression of rows, pulled towards their Procrustes rotation"
+METHOD = "ridge regression of rows, pulled towards the identity"
 _FOLDS = 5
 
 
@@ -153,12 +153,13 @@ class _Aligned:
         self._before, self._after = before, after
         positions, texts = before.shape[:2]
         self._position = np.repeat(np.arange(positions), texts)
-        self._fold = np.tile(np.arange(texts) % _FOLDS, positions)
+        self._text = np.tile(np.arange(texts), positions)
         self._folded = self._old.directions.astype(np.float64) / self._old.scales[:, :, None] / len(self._old.scales)
 
     def tensors(self) -> dict[str, Any]:
         """Directions, centres and units for the new version."""
-        maps = np.stack([row_map(new, old) for new, old in self._layers(np.ones(len(self._fold), bool))])
+        everything = np.ones(len(self._text), bool)
+        maps = np.stack([row_map(new, old, self._text) for new, old in self._layers(everything)])
         seen = np.einsum("lgh,lph->lpg", maps, self._old.directions.astype(np.float64))
         directions = seen / np.linalg.norm(seen, axis=-1, keepdims=True)
         centres = self._after[1].mean(axis=0)
@@ -178,14 +179,14 @@ class _Aligned:
 
     def held_out(self) -> tuple[float, float, float]:
         """Share of the variance of held-out rows that is explained, and mean correlation of scores after and before."""
-        shape = len(self._fold), self._folded.shape[1]
+        shape = len(self._text), self._folded.shape[1]
         own, after, before = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         unexplained = total = 0.0
         for fold in range(_FOLDS):
-            held = self._fold == fold
+            held = self._text % _FOLDS == fold
             fitted, left = self._layers(~held), self._layers(held)
             for folded, (new, old), (new_held, old_held) in zip(self._folded, fitted, left, strict=True):
-                mapped = new_held @ row_map(new, old)
+                mapped = new_held @ row_map(new, old, self._text[~held])
                 unexplained += float(((mapped - old_held) ** 2).sum())
                 total += float((old_held**2).sum())
                 for scores, rows in ((own, old_held), (after, mapped), (before, new_held)):

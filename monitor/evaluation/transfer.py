@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.calibration.align import row_map
+from monitor.calibration.align import procrustes, row_map
 from monitor.calibration.corpus import Corpus, exchange, user_says
 from monitor.calibration.crossfit import GRADES
 from monitor.calibration.lines import FOLDS, EmotionText, GridItem, Message
@@ -122,7 +122,7 @@ class Transfer(NamedTuple):
     Attributes:
         same: By probes fitted on the old version's rows.
         realigned: By the same, through a map that was fitted without labels on the texts of the other folds.
-        random: By the same, through a map fitted to pairs that do not belong together.
+        random: By the same, through a rotation fitted to pairs that do not belong together.
     """
 
     same: Scores
@@ -146,9 +146,10 @@ def transfer(old: Floats, new: Floats, sample: Sample, estimator: Estimator, rng
         before, after = (_about(rows[:, layer], sample, ~held) for rows in (old, new))
         probes = _probes(before[~held], sample, ~held, estimator).T
         same[held] += after[held] @ probes
-        realigned[held] += after[held] @ (row_map(after[~held], before[~held]) @ probes)
-        apart = before[~held][rng.permutation(int((~held).sum()))]
-        random[held] += after[held] @ (row_map(after[~held], apart) @ probes)
+        texts = sample.cluster[~held]
+        realigned[held] += after[held] @ (row_map(after[~held], before[~held], texts) @ probes)
+        apart = rng.permutation(int((~held).sum()))
+        random[held] += after[held] @ (procrustes(after[~held], before[~held][apart]) @ probes)
     return Transfer(*(_scores(found, sample) for found in (same, realigned, random)))
 
 

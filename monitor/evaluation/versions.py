@@ -153,7 +153,7 @@ def _skill_measures(found: Compared, skill: str, count: str) -> Iterator[Measure
     yield measure(f"{key}.change", f"{title}, same bank less on its own model", figure_of(same - own), count)
     yield measure(
         f"{key}.realigned", f"{title}, realigned bank", figure_of(realigned),
-        f"{count}, held out; realigned by pairs that do not belong together {_told(figure_of(random))}",
+        f"{count}, held out; turned to rows of other texts {_told(figure_of(random))}",
     )  # fmt: skip
     yield measure(f"{key}.share", f"{title}, realigned as a share of fresh", figure_of(realigned / fresh), count)
 
@@ -184,7 +184,14 @@ def _transfer_table(compared: Sequence[Compared], sample: Sample, skill: str) ->
     return Table(
         title=f"Old probes on new rows: {_SKILLS[skill]}",
         caption=f"{count}, each scored by probes and maps that were fitted without its fold; maps see no label.",
-        columns=["version", "on its own model", "same bank", "realigned", "fresh bank", "random map"],
+        columns=[
+            "version",
+            "on its own model",
+            "same bank",
+            "realigned",
+            "fresh bank",
+            "turned to rows of other texts",
+        ],
         rows=rows,
     )
 
