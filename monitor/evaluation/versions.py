@@ -93,6 +93,12 @@ def _verdict(found: Compared) -> Verdict:
         f"{skill}: AUROC {change[skill]:+.3f} with the same bank, realigned {share[skill]:.1%} of fresh"
         for skill in _SKILLS
     )
+    if found.levels is not None:
+        # AUROC knows nothing of levels, and alarms know little else.
+        figure += (
+            f"; the same replies read {found.levels.shift.value:+.2f} standard deviations of the reference higher, "
+            f"{found.levels.alarms.value:.1%} of those without excess alarm"
+        )
     return Verdict(what=found.name, verdict=judged(change, share), figure=figure)
 
 
