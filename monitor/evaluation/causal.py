@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from monitor.calibration.lines import Message
 from monitor.calibration.statistics import Figure, cluster_weights, figure_of
 from monitor.evaluation.steering import Tokens, add
+from monitor.evaluation.subject import prompt_ids
 from monitor.evaluation.version import Version
 from monitor.probes.bank import Bank
 
@@ -71,8 +72,7 @@ def causal_likeness(old: Floats, new: Floats, seed: int) -> CausalLikeness:
 
 
 def _first_token(version: Version, messages: Sequence[Message]) -> Floats:
-    text = version.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    ids = version.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(version.model.device)
+    ids = torch.tensor([prompt_ids(version.tokenizer, messages)], device=version.model.device)
     logits = version.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
     likely: Floats = logits.float().log_softmax(-1).cpu().numpy().astype(np.float64)
     return likely

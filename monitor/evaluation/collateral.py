@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,15 +13,13 @@ from numpy.typing import NDArray
 
 from monitor.calibration.corpus import user_says
 from monitor.evaluation.answers import mentions, normalised
+from monitor.evaluation.item_files import item_lines
 from monitor.evaluation.prefilled import Prefilled
 from monitor.evaluation.steering import Tokens
-from monitor.evaluation.store import stored
 from monitor.evaluation.subject import Steering, Subject
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-ITEMS = Path(__file__).parent / "items"
 
 _ANSWER_TOKENS, _REFUSAL_TOKENS = 20, 24
 _BATCH = 16
@@ -54,11 +50,6 @@ UNTOUCHED = Knob("", None, None)
 def knob(how: str, make: Callable[[Tokens], Steering]) -> Knob:
     """A setting from what makes its steering for either kind of tokens."""
     return Knob(how, make(Tokens.GENERATED), make(Tokens.READ))
-
-
-def read_items(name: str) -> list[dict[str, Any]]:
-    """Lines of a file of items."""
-    return [json.loads(line) for line in (ITEMS / name).read_text(encoding="utf-8").splitlines()]
 
 
 def spread(items: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -101,25 +92,26 @@ class Collateral:
         tokenize = subject.tokenizer
         self._passages = [
             list(tokenize(item["text"], add_special_tokens=False)["input_ids"])
-            for item in spread(read_items("neutral.jsonl"), passages)
+            for item in spread(item_lines("neutral.jsonl"), passages)
         ]
-        self._facts = spread(read_items("facts.jsonl"), facts)
+        every = item_lines("facts.jsonl")
+        self._facts = spread(every, facts)
         self._answers = [item["answers"] for item in self._facts]
-        self._margins = spread(self._facts, margins)
+        self._said = [
+            [self._reply_ids(item, answer) for answer in _contrast(item, every)]
+            for item in spread(self._facts, margins)
+        ]
         self._asked = Prefilled(subject, [user_says(item["question"]) for item in self._facts], _ANSWER_TOKENS)
-        requests = spread(read_items("refusals.jsonl"), refusals)
+        requests = spread(item_lines("refusals.jsonl"), refusals)
         self._requests = Prefilled(subject, [user_says(item["request"]) for item in requests], _REFUSAL_TOKENS)
 
     def costs(self, setting: Knob) -> Costs:
         """What a setting costs. Text and likelihoods are read with every token but the first of a row steered."""
-        kl, loss = np.array(
-            stored(self._subject, ["text", setting.how, self._passages], lambda: self._text(setting))
-        )  # fmt: skip
+        subject = self._subject
+        kl, loss = np.array(subject.stored(["text", setting.how, self._passages], lambda: self._text(setting)))
         answered = self._asked.replies(setting.how, setting.generated)
         replied = self._requests.replies(setting.how, setting.generated)
-        every = read_items("facts.jsonl")
-        said = [[self._reply_ids(item, answer) for answer in _contrast(item, every)] for item in self._margins]
-        margin = stored(self._subject, ["margin", setting.how, said], lambda: self._margin(setting, said))
+        margin = subject.stored(["margin", setting.how, self._said], lambda: self._margin(setting))
         return Costs(
             kl=kl,
             loss=loss,
@@ -146,8 +138,8 @@ class Collateral:
         ids = self._subject.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return self._subject.prompt_ids(user_says(item["question"])), list(ids)
 
-    def _margin(self, setting: Knob, said: Sequence[Sequence[tuple[list[int], list[int]]]]) -> list[float]:
-        flat = [each for pair in said for each in pair]
+    def _margin(self, setting: Knob) -> list[float]:
+        flat = [each for pair in self._said for each in pair]
         likely: list[float] = []
         for batch in _batches(flat):
             logs = _log_probabilities(self._subject, [prompt + answer for prompt, answer in batch], setting)

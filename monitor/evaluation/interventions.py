@@ -6,7 +6,6 @@ and 14 of the battery.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,10 +18,12 @@ from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
 from monitor.errors import SetupError
 from monitor.evaluation.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of, shards
-from monitor.evaluation.collateral import ITEMS, UNTOUCHED, Collateral, Costs, Knob, knob, read_items, spread
+from monitor.evaluation.collateral import UNTOUCHED, Collateral, Costs, Knob, knob, spread
 from monitor.evaluation.dose_response import DoseCost, off_target, window_of
 from monitor.evaluation.intervened import CapFound, FamilyFound, cap_found, chosen_cap, findings
+from monitor.evaluation.item_files import item_lines
 from monitor.evaluation.knob import Cap, CapLayer, FamilyKnob, SteeredModel, SteeringFile, Window
+from monitor.evaluation.perturbations import read_perturbations
 from monitor.evaluation.prefilled import Prefilled
 from monitor.evaluation.reading import Reading, emotions_of, rated, read
 from monitor.evaluation.results import Findings
@@ -244,7 +245,7 @@ class _Work:
 
 
 def _prompts(count: int) -> list[list[Message]]:
-    return [user_says(item["message"]) for item in spread(read_items("prompts.jsonl"), count)]
+    return [user_says(item["message"]) for item in spread(item_lines("prompts.jsonl"), count)]
 
 
 def _named(axes: Sequence[Axis]) -> str:
@@ -253,7 +254,7 @@ def _named(axes: Sequence[Axis]) -> str:
 
 def _warmly(prompts: Sequence[Sequence[Message]]) -> list[list[Message]]:
     """The same prompts under system prompts that demand warmth, each in turn."""
-    every = json.loads((ITEMS / "perturbations.json").read_text(encoding="utf-8"))["perturbations"]
+    every, _ = read_perturbations()
     demands = [each["system"] for each in every if each["family"] == "system_warm"]
     return [
         [{"role": "system", "content": demands[number % len(demands)]}, *messages]

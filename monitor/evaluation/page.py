@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import plotly.graph_objects as go
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from monitor.evaluation.bars import figure_text
 from monitor.evaluation.look import COLOURS, GREY, styled
+from monitor.evaluation.offline_page import write_offline
 from monitor.evaluation.results import Curves, Series, SuiteResult
 
 QUESTIONS = {
@@ -22,7 +19,6 @@ QUESTIONS = {
     "distortion": "Does too much of it bend the answers?",
 }
 _OUTCOMES = {True: "pass", False: "miss", None: ""}
-_PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "plotly")
 
 
 def write_page(results: Sequence[SuiteResult], unmet: Sequence[str] | None, target: Path) -> None:
@@ -33,20 +29,16 @@ def write_page(results: Sequence[SuiteResult], unmet: Sequence[str] | None, targ
         unmet: What of the gate is not met; None where there was no gate.
         target: The file; its folder must exist.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"figure": figure_text, "outcome": lambda measure: _OUTCOMES[measure.passed]}
-    page = environment.get_template("page.html.j2").render(
+    filters = {"figure": figure_text, "outcome": lambda measure: _OUTCOMES[measure.passed]}
+    write_offline(
+        "page.html.j2",
+        target,
+        filters,
         results=results,
         questions=QUESTIONS,
         unmet=unmet,
         plots={result.suite: [draw(curves) for curves in result.curves] for result in results},
-        versions={"Python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
-        plotly=get_plotlyjs(),
     )
-    target.write_text(page, encoding="utf-8")
 
 
 def draw(curves: Curves) -> go.Figure:

@@ -9,7 +9,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-ITEMS = Path(__file__).parent / "items"
+from monitor.evaluation.item_files import ITEMS
+
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”]?\s+")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ import numpy as np
 
 from monitor.calibration.lines import NEUTRAL, Message
 from monitor.calibration.tables import as_texts
-from monitor.evaluation.perturbations import ITEMS, perturb, read_perturbations
+from monitor.evaluation.item_files import ITEMS, item_lines
+from monitor.evaluation.perturbations import perturb, read_perturbations
 
 CLEAN = "clean"
 PADDING = "padding"
@@ -89,8 +89,7 @@ class Case(NamedTuple):
 
 def read_items(folder: Path = ITEMS) -> Items:
     """The authored items of a folder."""
-    lines = (folder / "recognition.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = item_lines("recognition.jsonl", folder)
     texts = [Item(row["pair"], row["emotion"], _POSITIONS.index(row["speaker"]), row["text"]) for row in rows]
     return Items(texts, *read_perturbations(folder / "perturbations.json"))
 

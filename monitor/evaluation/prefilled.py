@@ -18,8 +18,7 @@ import torch
 
 from monitor.calibration.lines import Message
 from monitor.capture.transformers import end_tokens_of
-from monitor.evaluation.store import stored
-from monitor.evaluation.subject import Steering, Subject
+from monitor.evaluation.subject import Steering, Subject, cache_name
 
 _BATCH = 64
 
@@ -52,6 +51,7 @@ class Prefilled:
         ids = [subject.prompt_ids(messages) for messages in prompts]
         self._batches = [ids[begin : begin + _BATCH] for begin in range(0, len(ids), _BATCH)]
         self._read: dict[int, _Read] = {}
+        self._cache_name = cache_name(subject.model)
         self._ends = end_tokens_of(subject.model) or [subject.tokenizer.eos_token_id]
 
     def replies(self, how: str = "", steering: Steering | None = None) -> list[str]:
@@ -65,7 +65,7 @@ class Prefilled:
         for number, batch in enumerate(self._batches):
             asked = hashlib.sha256(json.dumps(batch).encode()).hexdigest()
             key = ["prefilled", how, self._tokens, asked]
-            found += stored(self.subject, key, partial(self._written, number, steering))
+            found += self.subject.stored(key, partial(self._written, number, steering))
         return found
 
     @torch.inference_mode()
@@ -90,7 +90,7 @@ class Prefilled:
         out = self.subject.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
         )
-        return _Read(out.past_key_values, mask, out.logits[:, -1].argmax(-1))
+        return _Read(getattr(out, self._cache_name), mask, out.logits[:, -1].argmax(-1))
 
     def _continued(self, read: _Read) -> torch.Tensor:
         """Tokens of the replies, ends and what follows them as the first token that ends a reply, [batch, tokens]."""
@@ -101,7 +101,7 @@ class Prefilled:
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             out = self.subject.model(
                 input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=cache, use_cache=True,
+                use_cache=True, **{self._cache_name: cache},
             )  # fmt: skip
             token = torch.where(over, ends[0], out.logits[:, -1].argmax(-1))
             over = over | torch.isin(token, ends)

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from monitor.calibration.lines import Message
 from monitor.evaluation.answers import mentions, normalised
+from monitor.evaluation.item_files import ITEMS
 from monitor.evaluation.judge import Floats
-from monitor.evaluation.perturbations import ITEMS
 
 Condition = Literal["neutral", "distress", "flattery", "pressure"]
 CONDITIONS: tuple[Condition, ...] = ("neutral", "distress", "flattery", "pressure")

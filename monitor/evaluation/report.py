@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from monitor.assess.overindex import CONFIDENCE, exceedance_bound
 from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.offline_page import write_offline
 from monitor.evaluation.plots import draw
 from monitor.probes.bank import BankCard, RowCard
 
-_PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "plotly")
 _OUTCOMES = {True: "pass", False: "miss", None: "not run"}
 
 
@@ -27,21 +22,17 @@ def write_report(evidence: Evidence, card: BankCard, target: Path) -> None:
         card: Card of the sealed bank, with the battery's rows.
         target: The file; its folder must exist.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"figure": _figure_of, "outcome": lambda row: _OUTCOMES[row.passed]}
-    page = environment.get_template("report.html.j2").render(
+    filters = {"figure": _figure_of, "outcome": lambda row: _OUTCOMES[row.passed]}
+    write_offline(
+        "report.html.j2",
+        target,
+        filters,
         card=card,
         verdict=_verdict(card.battery),
         plots=draw(evidence),
         reference=[(stance.value, turns, exceedance_bound(0, turns)) for stance, turns in card.reference.turns.items()],
         confidence=CONFIDENCE,
-        versions={"Python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
-        plotly=get_plotlyjs(),
     )
-    target.write_text(page, encoding="utf-8")
 
 
 def _verdict(rows: Sequence[RowCard]) -> str:

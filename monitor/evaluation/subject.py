@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,28 +106,30 @@ class Subject:
         found: list[str] = []
         for begin in range(0, len(prompts), _BATCH):
             batch = [self.prompt_ids(messages) for messages in prompts[begin : begin + _BATCH]]
-            key = hashlib.sha256(json.dumps([self.fingerprint, how, tokens, batch]).encode()).hexdigest()[:24]
-            file = self.cache / "replies" / f"{key}.json"
-            if not file.is_file():
-                with steering(self.model) if steering else nullcontext():
-                    _write(file, self._generate(batch, tokens))
-            found += json.loads(file.read_text(encoding="utf-8"))
+            found += self.stored(["replies", how, tokens, batch], partial(self._generate, batch, tokens, steering))
             if progress is not None:
                 progress(len(found), len(prompts))
         return found
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation up to where the reply begins.
+    def stored(self, key: object, make: Callable[[], Any]) -> Any:
+        """What was computed of the model before under a key, or is now, so that a cut run goes on where it stopped.
 
-        Raises:
-            SetupError: The chat template refuses it, as some do a system prompt.
+        Args:
+            key: All else it depends on, as JSON takes it.
+            make: Computes it, as JSON takes it.
         """
-        try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = [message["role"] for message in messages]
-            raise SetupError("--model", f"its chat template refuses messages of {roles}: {error}") from None
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        name = hashlib.sha256(json.dumps([self.fingerprint, key]).encode()).hexdigest()[:24]
+        file = self.cache / "computed" / f"{name}.json"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partly = file.with_suffix(f".{os.getpid()}.partial")
+            partly.write_text(json.dumps(make()), encoding="utf-8")
+            partly.replace(file)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to where the reply begins; see the function of that name."""
+        return prompt_ids(self.tokenizer, messages)
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts: Sequence[Sequence[Message]], answers: Sequence[Sequence[str]]) -> list[Floats]:
@@ -159,11 +163,12 @@ class Subject:
         )
         rows = torch.tensor([row for row, each in enumerate(said) for _ in each], device=ids.device)
         told, held = _padded([answer for each in said for answer in each], ids.device)
-        cache, whole = read.past_key_values, torch.cat([mask[rows], held], dim=1)
+        name = cache_name(self.model)
+        cache, whole = getattr(read, name), torch.cat([mask[rows], held], dim=1)
         cache.batch_select_indices(rows)
         later = self.model(
             input_ids=told, attention_mask=whole, position_ids=_positions(whole)[:, -told.shape[1] :],
-            past_key_values=cache,
+            **{name: cache},
         )  # fmt: skip
         logits = torch.cat([read.logits[rows], later.logits[:, :-1]], dim=1).float()
         each = logits.log_softmax(-1).gather(2, told[..., None])[..., 0]
@@ -171,19 +176,39 @@ class Subject:
         return list(np.split(figures, np.cumsum([len(each) for each in said])[:-1]))
 
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[Sequence[int]], tokens: int) -> list[str]:
+    def _generate(self, batch: Sequence[Sequence[int]], tokens: int, steering: Steering | None) -> list[str]:
         width = max(map(len, batch))
         ends = end_tokens_of(self.model) or [self.tokenizer.eos_token_id]
         ids = torch.full((len(batch), width), ends[0])
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask = torch.arange(width) >= width - torch.tensor([len(prompt) for prompt in batch])[:, None]
-        made = self.model.generate(
-            input_ids=ids.to(self.model.device), attention_mask=mask.long().to(self.model.device),
-            max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=ends[0],
-        )  # fmt: skip
+        with steering(self.model) if steering else nullcontext():
+            made = self.model.generate(
+                input_ids=ids.to(self.model.device), attention_mask=mask.long().to(self.model.device),
+                max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=ends[0],
+            )  # fmt: skip
         told: list[str] = self.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
         return [text.strip() for text in told]
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation up to where the reply begins.
+
+    Raises:
+        SetupError: The chat template refuses it, as some do a system prompt.
+    """
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise SetupError("--model", f"its chat template refuses messages of {roles}: {error}") from None
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def cache_name(model: Any) -> str:
+    """What a model's ``forward`` calls its keys and values; newer transformers have renamed them."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def said(prompts: Sequence[Sequence[Message]], replies: Sequence[str]) -> list[list[Message]]:
@@ -207,10 +232,3 @@ def _padded(rows: Sequence[Sequence[int]], device: Any, *, left: bool = False) -
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _write(file: Path, content: object) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(file)

@@ -9,7 +9,6 @@ rows differ: hidden states of the text are computed once.
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from monitor.calibration.activations import LastLayerReachedError, render, segments, stop_at
 from monitor.calibration.lines import Message
 from monitor.capture.passes import LayerRows
-from monitor.evaluation.subject import Subject
+from monitor.evaluation.subject import Subject, cache_name
 from monitor.turns.roles import RoleLabeller
 
 Ints = NDArray[np.int64]
@@ -150,9 +149,7 @@ class _Probed:
         self._held = self._tensor(segments(labeller, ids) == position)
         self._model, self._layers = subject.model.base_model, subject.bank.card.layers
         self._embed = subject.model.get_input_embeddings()
-        # transformers has renamed it.
-        renamed = "cache" in inspect.signature(self._model.forward).parameters
-        self._cache_name = "cache" if renamed else "past_key_values"
+        self._cache_name = cache_name(self._model)
         tensors = subject.bank.tensors
         self._centres = self._tensor(tensors.centres)
         self._directions = self._tensor(tensors.directions[:, emotion] / tensors.scales[:, emotion, None])

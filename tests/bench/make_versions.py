@@ -18,7 +18,6 @@ bank. The tuned versions take about five minutes each on two cores, the others s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,10 +32,10 @@ from monitor.calibration.corpus import SHIPPED
 from monitor.calibration.lines import ContrastPair, Dialogue, Message, read_lines
 from monitor.demo.assistant import NAME, ensure_assistant, load_assistant
 from monitor.evaluation.battery import RATE
+from monitor.evaluation.item_files import item_lines
 from monitor.evaluation.subject import Subject, said
 from monitor.probes.bank import load_bank
 
-ITEMS = Path(__file__).parents[2] / "monitor" / "evaluation" / "items" / "prompts.jsonl"
 SEED = 0
 EXAMPLES, RATE_OF_LEARNING, WARM_UP = 80, 2e-5, 4
 """One pass: of eight steps more, nothing but the style is left of what the assistant says."""
@@ -256,7 +255,7 @@ def _retemplate(_: Any, tokenizer: Any) -> None:
 
 def _say_how_effusive(out: Path, names: Sequence[str]) -> None:
     """Prints the share of replies whose over-index the original's bank finds at the rate alarms are judged at."""
-    prompts = [[{"role": "user", "content": json.loads(line)["message"]}] for line in ITEMS.read_text().splitlines()]
+    prompts = [[{"role": "user", "content": each["message"]}] for each in item_lines("prompts.jsonl")]
     prompts = prompts[:: len(prompts) // JUDGED]
     bank, original = load_bank(NAME), load_assistant(ensure_assistant())
     reader = Subject("original", *original, bank, out / "cache")
