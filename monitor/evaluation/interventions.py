@@ -245,7 +245,9 @@ class _Work:
 
 
 def _prompts(count: int) -> list[list[Message]]:
-    return [user_says(item["message"]) for item in spread(item_lines("prompts.jsonl"), count)]
+    """Open messages on which nothing was chosen: not a layer, not a dose, not a level."""
+    untouched = [item for item in item_lines("prompts.jsonl") if item["part"] == "report"]
+    return [user_says(item["message"]) for item in spread(untouched, count)]
 
 
 def _named(axes: Sequence[Axis]) -> str:
