@@ -267,9 +267,9 @@ def calibrate(
     from monitor.calibration.dialogues import read_dialogues
     from monitor.calibration.readers import read_texts
     from monitor.demo.assistant import NAME, cache_folder
-    from monitor.evaluation.certify import certified
-    from monitor.evaluation.evidence import Evidence
-    from monitor.evaluation.report import write_report
+    from monitor.evaluation.battery.certify import certified
+    from monitor.evaluation.battery.evidence import Evidence
+    from monitor.evaluation.battery.report import write_report
     from monitor.probes.fit import ESTIMATORS
 
     if estimator not in ESTIMATORS:

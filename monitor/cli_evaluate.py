@@ -237,7 +237,7 @@ class _Run:
     def robustness(self, corpus: Path | None, texts: Path | None, dialogues: Path | None) -> None:
         from monitor.calibration.dialogues import read_dialogues
         from monitor.calibration.readers import read_texts
-        from monitor.evaluation.robustness import robustness as suite
+        from monitor.evaluation.robustness.suite import robustness as suite
 
         emotions = [emotion.name for emotion in self._subject.bank.card.emotions]
         outside = read_texts(texts, emotions).texts if texts else []
@@ -248,8 +248,8 @@ class _Run:
         ))  # fmt: skip
 
     def versions(self, corpus: Path | None, folders: list[str]) -> None:
-        from monitor.evaluation.version import OpenVersion, Version
-        from monitor.evaluation.versions import versions as suite
+        from monitor.evaluation.versions.suite import versions as suite
+        from monitor.evaluation.versions.version import OpenVersion, Version
 
         if not folders:
             raise SetupError("--version", "is needed; name the folder of another version of the model")
@@ -267,7 +267,7 @@ class _Run:
 
     def interventions(self, corpus: Path | None, capped: str, judge: str, judge_model: str) -> None:
         from monitor.calibration.writers import EndpointWriter
-        from monitor.evaluation.interventions import interventions as suite
+        from monitor.evaluation.interventions.suite import interventions as suite
 
         asked = EndpointWriter(judge, judge_model) if judge else None
         other = self._subject_of(capped) if capped else None
@@ -283,7 +283,7 @@ class _Run:
         self._measure("interventions", measured)
 
     def distortion(self) -> None:
-        from monitor.evaluation.distortion import distortion as suite
+        from monitor.evaluation.distortion.suite import distortion as suite
 
         self._measure("distortion", lambda told: suite(self._subject, quick=self._quick, seed=self._seed, told=told))
 

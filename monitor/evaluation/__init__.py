@@ -1,1 +1,1 @@
-"""Does it hold: the battery of claims about a bank, and its report."""
+"""Does it hold: a package for each suite, and what they share: the subject, results with their bars, the page."""

@@ -31,7 +31,7 @@ from rich.progress import Progress
 from monitor.calibration.corpus import SHIPPED
 from monitor.calibration.lines import ContrastPair, Dialogue, Message, read_lines
 from monitor.demo.assistant import NAME, ensure_assistant, load_assistant
-from monitor.evaluation.battery import RATE
+from monitor.evaluation.battery.rows import RATE
 from monitor.evaluation.item_files import item_lines
 from monitor.evaluation.subject import Subject, said
 from monitor.probes.bank import load_bank

@@ -17,7 +17,7 @@ from monitor.capture.passes import LayerRows, decoder_blocks
 from monitor.capture.steering_file import read_ceiling
 from monitor.capture.transformers import TappedRequest, TransformersTap
 from monitor.errors import ModelMismatchError, SteeringError
-from monitor.evaluation.knob import SteeringFile
+from monitor.evaluation.interventions.knob import SteeringFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "calibration"))
 from small_corpus import Files, make_corpus, make_model, optional_parts, read, write_corpus
 
 from monitor.calibration.calibrate import calibrate
-from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.battery.evidence import Evidence
 
 
 @pytest.fixture(autouse=True, scope="session")

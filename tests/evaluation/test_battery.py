@@ -16,8 +16,8 @@ from monitor.calibration.calibrate import Calibration, calibrate
 from monitor.calibration.corpus import CONTRAST, CRISIS, CROSSED, GRID, HARD, INTENSITY
 from monitor.calibration.crossfit import Scores
 from monitor.calibration.lines import Dialogue, EmotionText
-from monitor.evaluation.battery import RATE, run_battery, text_equivalent
-from monitor.evaluation.evidence import Evidence, OutsideTurns
+from monitor.evaluation.battery.evidence import Evidence, OutsideTurns
+from monitor.evaluation.battery.rows import RATE, run_battery, text_equivalent
 from monitor.probes.bank import RowCard
 
 Floats = NDArray[np.float64]

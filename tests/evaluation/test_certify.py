@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from monitor.evaluation.battery import run_battery, text_equivalent
-from monitor.evaluation.certify import certified
-from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.battery.certify import certified
+from monitor.evaluation.battery.evidence import Evidence
+from monitor.evaluation.battery.rows import run_battery, text_equivalent
 from monitor.probes.bank import load_bank
 
 

@@ -10,13 +10,13 @@ from builders import make_bank
 from chat_model import make_model, make_tokenizer
 
 from monitor.calibration.statistics import cluster_weights, figure_of
-from monitor.evaluation.answered import Answered
-from monitor.evaluation.bending import bending
-from monitor.evaluation.distortion import distortion, findings
-from monitor.evaluation.foretold import foretold
+from monitor.evaluation.distortion.answered import Answered
+from monitor.evaluation.distortion.bending import bending
+from monitor.evaluation.distortion.foretold import foretold
+from monitor.evaluation.distortion.matched import auroc_within, flips, mean_figure, share_of
+from monitor.evaluation.distortion.questions import CONDITIONS, Question, read_questions, some_of
+from monitor.evaluation.distortion.suite import distortion, findings
 from monitor.evaluation.judge import Judged
-from monitor.evaluation.matched import auroc_within, flips, mean_figure, share_of
-from monitor.evaluation.questions import CONDITIONS, Question, read_questions, some_of
 from monitor.evaluation.subject import Subject
 
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from monitor.evaluation.dose_response import DoseCost, affordable, complaints, off_target, slopes, trend_p, window_of
+from monitor.evaluation.interventions.dose_response import (
+    DoseCost,
+    affordable,
+    complaints,
+    off_target,
+    slopes,
+    trend_p,
+    window_of,
+)
 
 DOSES = np.array([-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2])
 PROMPTS = 30

@@ -10,14 +10,14 @@ from small_corpus import make_corpus, make_model, read, write_corpus
 
 from monitor.calibration.corpus import Corpus, user_says
 from monitor.errors import SetupError
-from monitor.evaluation.collateral import UNTOUCHED, Collateral, is_right, knob, sounds_refusing
-from monitor.evaluation.evidence import Evidence
-from monitor.evaluation.intervened import over_index_kept
-from monitor.evaluation.interventions import QUICK, interventions
-from monitor.evaluation.knob import SteeringFile
-from monitor.evaluation.prefilled import Prefilled
+from monitor.evaluation.battery.evidence import Evidence
+from monitor.evaluation.interventions.collateral import UNTOUCHED, Collateral, is_right, knob, sounds_refusing
+from monitor.evaluation.interventions.intervened import over_index_kept
+from monitor.evaluation.interventions.knob import SteeringFile
+from monitor.evaluation.interventions.prefilled import Prefilled
+from monitor.evaluation.interventions.steering import add
+from monitor.evaluation.interventions.suite import QUICK, interventions
 from monitor.evaluation.results import Findings
-from monitor.evaluation.steering import add
 from monitor.evaluation.subject import Subject
 
 CONTEXT = 4096

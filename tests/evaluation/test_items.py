@@ -14,7 +14,7 @@ from monitor.calibration.keywords import names_emotion
 from monitor.calibration.lines import plain, read_emotions
 from monitor.evaluation.answers import mentions, normalised
 from monitor.evaluation.item_files import ITEMS
-from monitor.evaluation.perturbations import perturb, read_perturbations, sentences
+from monitor.evaluation.robustness.perturbations import perturb, read_perturbations, sentences
 
 Row = dict[str, Any]
 CONDITIONS = ["neutral", "distress", "flattery", "pressure"]

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from monitor.errors import SetupError
-from monitor.evaluation.knob import Cap, CapLayer, FamilyKnob, SteeredModel, SteeringFile, Window, read_steering
+from monitor.evaluation.interventions.knob import (
+    Cap,
+    CapLayer,
+    FamilyKnob,
+    SteeredModel,
+    SteeringFile,
+    Window,
+    read_steering,
+)
 
 LAYER = CapLayer(layer=1, direction=[0.6, 0.8], centre=0.1, ceilings={"0.99": 2.0}, floors={"0.01": -2.0})
 

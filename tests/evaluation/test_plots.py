@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from monitor.calibration.corpus import GRID
-from monitor.evaluation import plots
-from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.battery import plots
+from monitor.evaluation.battery.evidence import Evidence
 from monitor.evaluation.judge import judge
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from monitor.evaluation.perturbed import CLEAN, Case, Item, Items, kinds_of, plan, read_items
-from monitor.evaluation.presence import COLLAPSES, HOLDS, TASK_SHAPED, TEXT_EQUIVALENT, Presence, Study
-from monitor.evaluation.recognition import Read
+from monitor.evaluation.robustness.perturbed import CLEAN, Case, Item, Items, kinds_of, plan, read_items
+from monitor.evaluation.robustness.presence import COLLAPSES, HOLDS, TASK_SHAPED, TEXT_EQUIVALENT, Presence, Study
+from monitor.evaluation.robustness.recognition import Read
 
 Floats = NDArray[np.float64]
 PAIRS = 40

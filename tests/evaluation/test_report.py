@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from html_page import Page
 
-from monitor.evaluation.evidence import Evidence
-from monitor.evaluation.report import write_report
+from monitor.evaluation.battery.evidence import Evidence
+from monitor.evaluation.battery.report import write_report
 from monitor.probes.bank import RowCard
 
 ROWS = (

@@ -12,11 +12,11 @@ from small_corpus import make_corpus, make_model, read, words, write_corpus
 
 from monitor.calibration.calibrate import calibrate
 from monitor.calibration.corpus import Corpus
-from monitor.evaluation.certify import certified
-from monitor.evaluation.evidence import Evidence
-from monitor.evaluation.perturbed import Item, Items
+from monitor.evaluation.battery.certify import certified
+from monitor.evaluation.battery.evidence import Evidence
 from monitor.evaluation.results import Findings, Measure
-from monitor.evaluation.robustness import robustness
+from monitor.evaluation.robustness.perturbed import Item, Items
+from monitor.evaluation.robustness.suite import robustness
 from monitor.evaluation.subject import Subject
 from monitor.probes.bank import Bank
 

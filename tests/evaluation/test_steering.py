@@ -11,7 +11,7 @@ import torch
 from chat_model import make_model
 
 from monitor.capture.passes import LayerRows
-from monitor.evaluation.steering import Axis, Floats, Tokens, ablate, add, cap
+from monitor.evaluation.interventions.steering import Axis, Floats, Tokens, ablate, add, cap
 from monitor.evaluation.subject import Steering
 
 HIDDEN = 16

@@ -10,8 +10,8 @@ from builders import CHATML, CHATML_SPECIAL, CHATML_WORDS, make_bank, make_token
 from small_corpus import make_model
 
 from monitor.calibration.corpus import exchange, user_says
+from monitor.evaluation.robustness.suffix import WORDS, Effort, Searcher, ordinary_words
 from monitor.evaluation.subject import Subject
-from monitor.evaluation.suffix import WORDS, Effort, Searcher, ordinary_words
 
 NOUNS = tuple(f"Ġ{word}" for word in ["stone", "river", "paper", "green", "table", "light", "under", "seven"])
 EMOTION = 1

@@ -12,14 +12,14 @@ from small_corpus import make_corpus, make_model, read, write_corpus
 from turned import turned
 
 from monitor.calibration.corpus import Corpus
-from monitor.evaluation.causal import causal_likeness, effects
-from monitor.evaluation.evidence import Evidence
+from monitor.evaluation.battery.evidence import Evidence
 from monitor.evaluation.results import Findings
-from monitor.evaluation.similarity import linear_cka, map_correlation
 from monitor.evaluation.subject import Subject
-from monitor.evaluation.transfer import draw_sample, own_scores, rows_of, transfer
-from monitor.evaluation.version import Version
-from monitor.evaluation.versions import FRESH, REALIGNED, SAME, SHAPE, judged, slug, versions
+from monitor.evaluation.versions.causal import causal_likeness, effects
+from monitor.evaluation.versions.similarity import linear_cka, map_correlation
+from monitor.evaluation.versions.suite import FRESH, REALIGNED, SAME, SHAPE, judged, slug, versions
+from monitor.evaluation.versions.transfer import draw_sample, own_scores, rows_of, transfer
+from monitor.evaluation.versions.version import Version
 from monitor.probes.fit import Whitened
 
 SKILLS = ("emotions", "excess")

@@ -1,0 +1,1 @@
+"""Does too much of it bend answers."""

@@ -1,0 +1,92 @@
+"""Rows 1-8, 11 and 12 of the battery for a bank: measured anew where that can be done, else as its card states them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from monitor.calibration.activations import Progress
+from monitor.calibration.calibrate import Calibration, calibrate
+from monitor.calibration.corpus import Corpus
+from monitor.calibration.lines import Dialogue, EmotionText
+from monitor.calibration.statistics import Figure
+from monitor.evaluation.battery.evidence import Evidence
+from monitor.evaluation.battery.rows import run_battery
+from monitor.evaluation.results import Measure, measure
+from monitor.evaluation.subject import Subject
+from monitor.probes.bank import Bank, RowCard
+from monitor.probes.fit import ESTIMATORS
+
+SAME = 0.999
+"""Cosine of every direction from which two banks count as made alike."""
+
+
+def battery_rows(
+    subject: Subject,
+    corpus: Corpus,
+    texts: Sequence[EmotionText],
+    dialogues: Sequence[Dialogue],
+    *,
+    quick: bool,
+    progress: Progress,
+) -> list[Measure]:
+    """A measure for each row, ``row1a`` to ``row12b``; its note says where it comes from.
+
+    The bank is calibrated again, with its own layers and estimator, for held-out scores are kept nowhere. The rows are
+    the card's in the quick form, of a model that is not the bank's, and where the corpus gives another bank.
+
+    Args:
+        subject: Model and bank.
+        corpus: What the bank was made from.
+        texts: Labelled texts by others, for row 3.
+        dialogues: Neutral service dialogues by others, for row 11.
+        quick: Whether to calibrate nothing.
+        progress: Told of conversations done and in all.
+    """
+    card = subject.bank.card
+    if quick:
+        return [_of_card(row, "the quick form measures it not anew") for row in card.battery]
+    if subject.fingerprint != card.model.weights_fingerprint:
+        return [_of_card(row, "it is of the bank's own model, not of this one") for row in card.battery]
+    name = str(card.estimator["name"])
+    if name not in ESTIMATORS:
+        return [_of_card(row, f"estimator {name!r} is not known here") for row in card.battery]
+    made = calibrate(
+        subject.name, lambda: (subject.model, subject.tokenizer), corpus, subject.cache / "activations",
+        estimator=name, layers=card.layers,
+        further=len(texts) + sum(len(talk.exchanges()) for talk in dialogues), progress=progress,
+    )  # fmt: skip
+    likeness = _likeness(subject.bank, made.bank)
+    if likeness < SAME:
+        why = f"the bank was made from another corpus: this one gives a direction at cosine {likeness:.3f} to it"
+        return [_of_card(row, why) for row in card.battery]
+    return _measured(subject.bank, made, texts, dialogues, likeness)
+
+
+def _measured(
+    bank: Bank, made: Calibration, texts: Sequence[EmotionText], dialogues: Sequence[Dialogue], likeness: float
+) -> list[Measure]:
+    stated = {row.number: row for row in bank.card.battery}
+    again = f"measured anew, directions at cosine {likeness:.4f} or more to the bank's"
+    return [
+        _of_card(stated[row.number], row.note)
+        if row.value is None and row.number in stated
+        else _measure(row, "; ".join(filter(None, (row.note, again))))
+        for row in run_battery(Evidence(made, texts, dialogues))
+    ]
+
+
+def _likeness(bank: Bank, other: Bank) -> float:
+    """Least cosine between directions of two banks; -1 where they have other probes."""
+    ours, theirs = bank.tensors.directions, other.tensors.directions
+    return float(np.einsum("lph,lph->lp", ours, theirs).min()) if ours.shape == theirs.shape else -1.0
+
+
+def _of_card(row: RowCard, why: str) -> Measure:
+    return _measure(row, "; ".join(filter(None, (row.note, f"of the bank's card: {why}"))))
+
+
+def _measure(row: RowCard, note: str) -> Measure:
+    parts = (float("nan") if part is None else part for part in (row.value, row.low, row.high))
+    return measure(f"row{row.number}", f"{row.number}: {row.name}", Figure(*parts), note)
