@@ -96,7 +96,7 @@ def test_knob_agrees_with_the_verdict(found: tuple[Findings, SteeringFile]) -> N
         assert family.why
         for layer in family.cap.layers:
             assert np.linalg.norm(layer.direction) == pytest.approx(1.0, abs=1e-5)
-            assert layer.floors["0.01"] <= layer.floors["0.10"] <= layer.ceilings["0.90"] <= layer.ceilings["0.99"]
+            assert layer.floors["0.01"] <= layer.floors["0.05"] <= layer.ceilings["0.95"] <= layer.ceilings["0.99"]
 
 
 def test_same_seed_same_findings(found: tuple[Findings, SteeringFile], subject: Subject, corpus: Corpus) -> None:

@@ -30,7 +30,7 @@ from monitor.evaluation.results import Findings
 from monitor.evaluation.robustness.perturbations import read_perturbations
 from monitor.evaluation.subject import Subject
 
-LEVELS = (0.99, 0.95, 0.90)
+LEVELS = (0.99, 0.95)
 """Quantiles of the reference at which caps are tried, the loosest first."""
 
 
@@ -53,15 +53,15 @@ class Sizes(NamedTuple):
 
     families: tuple[str, ...] = (AFFECT, "warmth", "contagion", "calm")
     doses: tuple[float, ...] = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)
-    prompts: int = 32
+    prompts: int = 24
     tokens: int = 32
-    null_prompts: int = 16
-    passages: int = 16
-    facts: int = 198
-    margins: int = 33
-    refusals: int = 20
+    null_prompts: int = 12
+    passages: int = 12
+    facts: int = 150
+    margins: int = 25
+    refusals: int = 16
     judged: int = 12
-    axes: Amounts = Amounts(texts=1000, graded=150, turns=120, shuffled=5, matched=2)
+    axes: Amounts = Amounts(texts=700, graded=100, turns=120, shuffled=5, matched=2)
 
 
 FULL = Sizes()

@@ -30,7 +30,7 @@ SHARE = 0.98
 SAME, REALIGNED, FRESH = "same bank valid", "valid after realignment", "recalibrate"
 SHAPE = "another shape: only CKA, emotion map and fresh bank"
 
-_SIZES = {False: (800, 48), True: (300, 16)}
+_SIZES = {False: (600, 48), True: (300, 16)}
 """Texts and users of the grid that every version reads, in full and in short."""
 _SKILLS = {"emotions": "emotions, macro AUROC", "excess": "excessive against warranted replies, AUROC"}
 
