@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from monitor.evaluation.robustness.perturbed import CLEAN, PADDING, Kind
-from monitor.evaluation.robustness.presence import Draws, Presence, Study
+from monitor.evaluation.robustness.presence import Draws, Presence, Study, figure_behind, known_beyond, verdict_of
 from monitor.evaluation.robustness.recognition import DIRECTIONS, Floats
 
 ABOVE = 0.99
@@ -49,8 +49,17 @@ class Averaged(NamedTuple):
     @property
     def beyond(self) -> Floats:
         """What the probes know beyond words."""
-        averaged: Floats = np.mean([each.beyond for each in self.found], axis=0)
-        return averaged
+        return known_beyond(self.about, self.probe, self.twin)
+
+    @property
+    def verdict(self) -> str:
+        """One word on them all."""
+        return verdict_of(self.about, self.probe, self.twin)
+
+    @property
+    def figure(self) -> str:
+        """The figure behind the verdict, in words."""
+        return figure_behind(self.about, self.probe, self.twin, self.size)
 
     @property
     def shuffled(self) -> float:
@@ -113,6 +122,23 @@ def outcome(study: Study, kinds: Sequence[Kind]) -> Outcome:
         families.append(_under(study, family, [kind.name for kind in held], about=held[0].about))
     lengths = sorted((kind.name for kind in kinds if kind.family == PADDING), key=times_of)
     return Outcome(_under(study, CLEAN, [CLEAN]), families, [_under(study, name, [name]) for name in lengths])
+
+
+def by_family(averaged: Averaged, family_of: Mapping[str, str]) -> dict[str, Averaged]:
+    """The bank's families of which several emotions were tried, each taken together; by name and emotions.
+
+    Args:
+        averaged: Emotions under one kind of perturbation.
+        family_of: Family of each emotion.
+    """
+    held: dict[str, list[Presence]] = {}
+    for each in averaged.found:
+        held.setdefault(family_of[each.emotion], []).append(each)
+    return {
+        f"{family} ({', '.join(each.emotion for each in found)})": Averaged(averaged.kind, found)
+        for family, found in held.items()
+        if len(found) > 1
+    }
 
 
 def times_of(kind: str) -> int:

@@ -82,46 +82,59 @@ class Presence(NamedTuple):
 
     @property
     def beyond(self) -> Floats:
-        """What the probe knows beyond words: AUROC less the twin's; where texts are talked about, alarms spared."""
-        return self.twin.recall - self.probe.recall if self.about else self.probe.auroc - self.twin.auroc
+        """What the probe knows beyond words."""
+        return known_beyond(self.about, self.probe, self.twin)
 
     @property
     def verdict(self) -> str:
-        """One word.
-
-        - ``collapses``: fewer than half of the texts found clean are found, or the AUROC's interval holds 0.5. Of
-          texts that are only talked about: at least half as many fire as where the writer has the emotion.
-        - ``text-equivalent``: else, the text twin does as well; the lower bound of ``beyond`` is not above 0.
-        - ``holds``: else, at most 10 points of recall are lost, and at most 10 % of the neutral texts under the same
-          perturbations fire. Of texts that are only talked about: at most 10 % fire.
-        - ``task-shaped``: found clean, and shaped by what the text is put to: what is left.
-        """
-        probe = self.probe
-        recall, clean, kept = probe.recall[0], probe.clean[0], LEAST_KEPT * probe.clean[0]
-        chance = not figure_of(probe.auroc).low > 0.5  # noqa: PLR2004
-        if recall >= kept if self.about else recall < kept or chance:
-            return COLLAPSES
-        if not figure_of(self.beyond).low > 0:
-            return TEXT_EQUIVALENT
-        if self.about:
-            return HOLDS if recall <= MOST_ALARMS else TASK_SHAPED
-        return HOLDS if clean - recall <= MOST_LOSS and probe.alarms[0] <= MOST_ALARMS else TASK_SHAPED
+        """One word."""
+        return verdict_of(self.about, self.probe, self.twin)
 
     @property
     def figure(self) -> str:
         """The figure behind the verdict, in words."""
-        twin = self.twin
-        if self.about:
-            return (
-                f"{self.probe.recall[0]:.0%} fire where they are only talked about, {self.probe.clean[0]:.0%} as they "
-                f"come; text twin {twin.recall[0]:.0%}, {twin.clean[0]:.0%}; {self.texts} texts"
-            )
-        area = figure_of(self.probe.auroc)
+        return figure_behind(self.about, self.probe, self.twin, f"{self.texts} texts against {self.neutral}")
+
+
+def known_beyond(about: bool, probe: Draws, twin: Draws) -> Floats:
+    """What the probe knows beyond words: AUROC less the twin's; where texts are talked about, alarms spared."""
+    return twin.recall - probe.recall if about else probe.auroc - twin.auroc
+
+
+def verdict_of(about: bool, probe: Draws, twin: Draws) -> str:
+    """One word.
+
+    - ``collapses``: fewer than half of the texts found clean are found, or the AUROC's interval holds 0.5. Of
+      texts that are only talked about: at least half as many fire as where the writer has the emotion.
+    - ``text-equivalent``: else, the text twin does as well; the lower bound of ``beyond`` is not above 0.
+    - ``holds``: else, at most 10 points of recall are lost, and at most 10 % of the neutral texts under the same
+      perturbations fire. Of texts that are only talked about: at most 10 % fire.
+    - ``task-shaped``: found clean, and shaped by what the text is put to: what is left.
+    """
+    recall, clean, kept = probe.recall[0], probe.clean[0], LEAST_KEPT * probe.clean[0]
+    chance = not figure_of(probe.auroc).low > 0.5  # noqa: PLR2004
+    if recall >= kept if about else recall < kept or chance:
+        return COLLAPSES
+    if not figure_of(known_beyond(about, probe, twin)).low > 0:
+        return TEXT_EQUIVALENT
+    if about:
+        return HOLDS if recall <= MOST_ALARMS else TASK_SHAPED
+    return HOLDS if clean - recall <= MOST_LOSS and probe.alarms[0] <= MOST_ALARMS else TASK_SHAPED
+
+
+def figure_behind(about: bool, probe: Draws, twin: Draws, size: str) -> str:
+    """The figure behind a verdict, in words; so is ``size``, what was read."""
+    if about:
         return (
-            f"AUROC {area.value:.2f} ({area.low:.2f} to {area.high:.2f}), text twin {twin.auroc[0]:.2f}; recall "
-            f"{self.probe.clean[0]:.0%} clean, {self.probe.recall[0]:.0%} perturbed; {self.probe.alarms[0]:.0%} of "
-            f"perturbed neutral texts fire; {self.texts} texts against {self.neutral}"
+            f"{probe.recall[0]:.0%} fire where they are only talked about, {probe.clean[0]:.0%} as they "
+            f"come; text twin {twin.recall[0]:.0%}, {twin.clean[0]:.0%}; {size}"
         )
+    area = figure_of(probe.auroc)
+    return (
+        f"AUROC {area.value:.2f} ({area.low:.2f} to {area.high:.2f}), text twin {twin.auroc[0]:.2f}; recall "
+        f"{probe.clean[0]:.0%} clean, {probe.recall[0]:.0%} perturbed; {probe.alarms[0]:.0%} of "
+        f"perturbed neutral texts fire; {size}"
+    )
 
 
 class Limits(NamedTuple):

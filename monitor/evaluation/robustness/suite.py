@@ -7,7 +7,7 @@ neutral ones of the same setting, are read as they come and perturbed; ``Presenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +17,12 @@ from monitor.calibration.corpus import Corpus
 from monitor.calibration.lines import NEUTRAL, Dialogue, EmotionText
 from monitor.evaluation.results import Findings, Measure, Verdict, measure
 from monitor.evaluation.robustness.answer import answer_of
-from monitor.evaluation.robustness.averaged import outcome
+from monitor.evaluation.robustness.averaged import Averaged, by_family, outcome
 from monitor.evaluation.robustness.battery_rows import battery_rows
 from monitor.evaluation.robustness.hiding import hide
 from monitor.evaluation.robustness.measures import measures_of
 from monitor.evaluation.robustness.perturbed import CLEAN, Case, Items, conversation, kinds_of, plan, read_items
-from monitor.evaluation.robustness.presence import Study
+from monitor.evaluation.robustness.presence import Presence, Study
 from monitor.evaluation.robustness.recognition import CorpusTwin, Ints, Reader
 from monitor.evaluation.robustness.suffix import Effort, Searcher
 from monitor.evaluation.robustness.tables import curves_of, tables_of
@@ -78,6 +78,7 @@ def robustness(
     size, rng = _QUICK if quick else _FULL, np.random.default_rng(seed)
     signs = {emotion.name: 1 if emotion.valence > 0 else -1 for emotion in subject.bank.card.emotions}
     shared = signs.keys() & {text.emotion for text in corpus.texts}
+    family_of = {emotion.name: emotion.family for emotion in subject.bank.card.emotions}
     items = items or read_items()
     emotions = [name for name in items.emotions if name in shared]
     items, kinds = items.only(emotions), kinds_of(items.perturbations)
@@ -103,13 +104,19 @@ def robustness(
     return Findings(
         answer=answer_of(found, hidden),
         measures=[*rows, *measures_of(found, hidden)],
-        verdicts=[
-            Verdict(what=f"{each.emotion}: {each.kind}", verdict=each.verdict, figure=each.figure)
-            for each in (*found.clean.found, *found.perturbed)
-        ],
-        tables=tables_of(found, hidden),
+        verdicts=[each for averaged in (found.clean, *found.families) for each in _verdicts(averaged, family_of)],
+        tables=tables_of(found, hidden, family_of),
         curves=curves_of(found, hidden),
     )
+
+
+def _verdicts(averaged: Averaged, family_of: Mapping[str, str]) -> list[Verdict]:
+    """On families of several emotions, and on each emotion."""
+    judged: dict[str, Presence | Averaged] = {each.emotion: each for each in averaged.found}
+    return [
+        Verdict(what=f"{name}: {averaged.kind}", verdict=each.verdict, figure=each.figure)
+        for name, each in (by_family(averaged, family_of) | judged).items()
+    ]
 
 
 def _battery_alone(rows: list[Measure]) -> Findings:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from monitor.calibration.statistics import figure_of
 from monitor.evaluation.results import Cell, Curves, Series, Table
-from monitor.evaluation.robustness.averaged import Averaged, Outcome, times_of
+from monitor.evaluation.robustness.averaged import Averaged, Outcome, by_family, times_of
 from monitor.evaluation.robustness.hiding import Hidden
 from monitor.evaluation.robustness.presence import FALSE_ALARMS, Presence
 from monitor.evaluation.robustness.recognition import Floats
@@ -18,12 +18,19 @@ _VERDICTS = """\
 Verdict and AUROC against neutral texts under the same perturbation; where texts are only talked about, the share of
 emotional texts that fire. holds: at most 10 points of recall are lost, and at most 10 % of the neutral texts fire;
 task-shaped: more than that; text-equivalent: words alone do as well; collapses: under half of the clean recall, or an
-AUROC whose interval holds 0.5. Talked about: holds up to 10 %; collapses from half of what fires as it comes."""
+AUROC whose interval holds 0.5. Talked about: holds up to 10 %; collapses from half of what fires as it comes.
+A family is the mean of its emotions, with the interval of that."""
 
 
-def tables_of(outcome: Outcome, hidden: Sequence[Hidden]) -> list[Table]:
-    """The grid of verdicts, figures by kind, figures by emotion and kind, and suffixes."""
-    return [_grid(outcome), _by_kind(outcome), _by_emotion(outcome), *_suffixes(hidden)]
+def tables_of(outcome: Outcome, hidden: Sequence[Hidden], family_of: Mapping[str, str]) -> list[Table]:
+    """The grid of verdicts, figures by kind, figures by emotion and kind, and suffixes.
+
+    Args:
+        outcome: What was read.
+        hidden: What suffixes hid.
+        family_of: Family of each emotion.
+    """
+    return [_grid(outcome, family_of), _by_kind(outcome), _by_emotion(outcome), *_suffixes(hidden)]
 
 
 def curves_of(outcome: Outcome, hidden: Sequence[Hidden]) -> list[Curves]:
@@ -31,16 +38,19 @@ def curves_of(outcome: Outcome, hidden: Sequence[Hidden]) -> list[Curves]:
     return [*_padding(outcome.lengths), *_steps(hidden)]
 
 
-def _grid(outcome: Outcome) -> Table:
+def _grid(outcome: Outcome, family_of: Mapping[str, str]) -> Table:
+    rows = [(averaged, by_family(averaged, family_of)) for averaged in (outcome.clean, *outcome.families)]
     return Table(
-        title="Emotions under perturbation",
+        title="Emotions and families under perturbation",
         caption=_VERDICTS.replace("\n", " "),
-        columns=["", *(each.emotion for each in outcome.clean.found)],
-        rows=[[averaged.kind, *map(_cell, averaged.found)] for averaged in (outcome.clean, *outcome.families)],
+        columns=["", *(each.emotion for each in outcome.clean.found), *rows[0][1]],
+        rows=[
+            [averaged.kind, *map(_cell, averaged.found), *map(_cell, families.values())] for averaged, families in rows
+        ],
     )
 
 
-def _cell(each: Presence) -> str:
+def _cell(each: Presence | Averaged) -> str:
     figure = f"{each.probe.recall[0]:.0%}" if each.about else f"{each.probe.auroc[0]:.2f}"
     return f"{each.verdict} {figure}"
 
