@@ -78,8 +78,9 @@ def versions(
     cache: _CACHE = None,
 ) -> None:
     """The bank on other versions of its model: as it is, realigned without labels, and calibrated anew."""
+    others = _versions(version or [])
     with _Run(bank, model, out, bars, gate, cache, quick=quick, seed=seed) as run:
-        run.versions(corpus, version or [])
+        run.versions(corpus, others)
 
 
 @evaluate_app.command()
@@ -137,12 +138,14 @@ def all_suites(
     cache: _CACHE = None,
 ) -> None:
     """All four suites, in one page; versions only where some are named."""
+    # What cannot be run is told before an hour of work, not after.
+    others = _versions(version) if version else []
     with _Run(bank, model, out, bars, gate, cache, quick=quick, seed=seed) as run:
         run.robustness(corpus, check_texts, check_dialogues)
         run.distortion()
         run.interventions(corpus, capped, judge, judge_model)
-        if version:
-            run.versions(corpus, version)
+        if others:
+            run.versions(corpus, others)
 
 
 @evaluate_app.command("report")
@@ -251,14 +254,8 @@ class _Run:
         from monitor.evaluation.versions.suite import versions as suite
         from monitor.evaluation.versions.version import OpenVersion, Version
 
-        if not folders:
-            raise SetupError("--version", "is needed; name the folder of another version of the model")
-        for folder in folders:
-            if not (Path(folder) / "config.json").is_file():
-                raise SetupError("--version", f"{folder} holds no model (no config.json); name another folder")
-
         def opening(folder: str) -> OpenVersion:
-            return lambda: Version(Path(folder).name, *load_model(folder), self._cache)
+            return lambda: Version(Path(folder).resolve().name, *load_model(folder), self._cache)
 
         self._measure("versions", lambda told: suite(
             self._subject, [opening(folder) for folder in folders], _corpus(corpus),
@@ -305,6 +302,21 @@ class _Run:
             seconds=round(time.monotonic() - began, 1),
             **dict(found),
         ).save(self._out)
+
+
+def _versions(folders: list[str]) -> list[str]:
+    """Folders of versions that can be loaded and told apart."""
+    from monitor.evaluation.versions.suite import slug
+
+    if not folders:
+        raise SetupError("--version", "is needed; name the folder of another version of the model")
+    for folder in folders:
+        if not (Path(folder) / "config.json").is_file():
+            raise SetupError("--version", f"{folder} holds no model (no config.json); name another folder")
+    names = [slug(Path(folder).resolve().name) for folder in folders]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SetupError("--version", f"{', '.join(twice)}: folders of one name cannot be told apart; rename one")
+    return folders
 
 
 def _corpus(folder: Path | None) -> Corpus:

@@ -33,7 +33,6 @@ def steering(model: nn.Module, ceilings: Mapping[int, float], centre: float = 0.
             "direction": unit(config.hidden_size, layer).tolist(),
             "centre": centre,
             "ceilings": {"0.90": ceiling - 1, "0.99": ceiling},
-            "floors": {"0.01": -9.0},
         }
         for layer, ceiling in ceilings.items()
     ]

@@ -103,7 +103,7 @@ def realign(
         "template_hash": template_hash(new[1]),
     }
     card["markers"] = [{"tokens": marker.tokens, "role": marker.role.name} for marker in markers]
-    card["battery"], card["validated"] = (), False
+    card["battery"], card["text_equivalent"], card["validated"] = (), (), False
     explained, agreement, agreement_before = aligned.held_out()
     card["realigned"] = {
         "from_bank": bank.card.bank_id,

@@ -73,6 +73,18 @@ def figure_of(draws: Floats) -> Figure:
     return Figure(value, float(low), float(high))
 
 
+def mean_figure(values: Floats, weights: Floats | None = None) -> Figure:
+    """Mean of values with its interval.
+
+    Args:
+        values: [N].
+        weights: Bootstrap weights, [1 + draws, N], the first for the sample itself; by default each value is drawn.
+    """
+    weights = cluster_weights(np.arange(len(values))) if weights is None else weights
+    with np.errstate(invalid="ignore"):
+        return figure_of(weights @ values / weights.sum(axis=1))
+
+
 def auroc_figure(scores: Floats, positive: Mask, clusters: NDArray[np.generic], chosen: Mask | None = None) -> Figure:
     """AUROC of some samples with its interval over clusters."""
     chosen = np.ones(len(scores), bool) if chosen is None else chosen
@@ -99,12 +111,16 @@ def macro_auroc_draws(scores: Floats, truth: Mask, weights: Floats) -> Floats:
 def share_figure(hits: Mask, clusters: NDArray[np.generic]) -> Figure:
     """Share of samples that are hit, with its interval over clusters.
 
-    Where none is hit, no resample has one either: the upper end is then that of Clopper & Pearson (1934) over clusters.
+    Where none or all are hit, so it is in all resamples: the other end is then that of Clopper & Pearson (1934) over
+    clusters.
     """
     if not len(hits):
         return Figure(*[float("nan")] * 3)
+    least = float(0.025 ** (1 / len(np.unique(clusters))))
     if not hits.any():
-        return Figure(0.0, 0.0, float(1 - 0.025 ** (1 / len(np.unique(clusters)))))
+        return Figure(0.0, 0.0, 1 - least)
+    if hits.all():
+        return Figure(1.0, least, 1.0)
     weights = cluster_weights(clusters)
     return figure_of(weights @ hits / np.maximum(weights.sum(axis=1), 1e-12))
 

@@ -58,7 +58,10 @@ def compare(before: Sequence[SuiteResult], after: Sequence[SuiteResult]) -> Comp
 
 
 def _change(name: str, old: Measure | None, new: Measure | None) -> Change:
-    outcomes = [_outcome(old), _outcome(new)]
+    bars = {each.bar for each in (old, new) if each}
+    outcomes = [
+        _outcome(each) + (f" by {each.bar}" if each and each.bar and len(bars) > 1 else "") for each in (old, new)
+    ]
     return Change(
         name=name,
         before=figure_text(old) if old else "-",

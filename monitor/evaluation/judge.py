@@ -7,12 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.assess.overindex import STANCES, Warranted, certified_p, target_values
+from monitor.assess.overindex import STANCES, Warranted, certified_p, finest_rate, target_values
 from monitor.calibration.activations import Activations
 from monitor.probes.bank import Bank, Stance
 from monitor.probes.twin import token_shares
 
 Floats = NDArray[np.float64]
+
+RATE = 0.01
+"""Certified p-value at which a turn counts as an alarm."""
 
 
 class Judged(NamedTuple):
@@ -25,6 +28,7 @@ class Judged(NamedTuple):
         warranted: Warranted level of A, [N].
         over: Over-index, [N].
         p: Certified p-value of it, [N].
+        fires: 1 where that is an alarm, [N]; NaN where the reference is too small for any p-value that small.
         twin: Over-index by the text twin, [N].
         twin_score: The twin's score itself, whatever its user, [N].
     """
@@ -35,6 +39,7 @@ class Judged(NamedTuple):
     warranted: Floats
     over: Floats
     p: Floats
+    fires: Floats
     twin: Floats
     twin_score: Floats
 
@@ -54,13 +59,16 @@ def judge(bank: Bank, scores: Floats, tokens: NDArray[np.int64], stance: Stance 
     level, over = lines.excess(value, given, np.asarray(tokens, np.float64)[:, None])
     residuals = tensors.residuals[row, -2]
     held = residuals[np.isfinite(residuals)]
+    p = np.array([certified_p(held, each, stance is Stance.CRISIS) for each in over[:, -2]])
+    known = finest_rate(stance, len(held)) <= RATE
     return Judged(
         user=scores[0][:, columns.user_affect],
         expected=given[:, -2],
         assistant=value[:, -2],
         warranted=level[:, -2],
         over=over[:, -2],
-        p=np.array([certified_p(held, each, stance is Stance.CRISIS) for each in over[:, -2]]),
+        p=p,
+        fires=(p <= RATE).astype(np.float64) if known else np.full(len(p), np.nan),
         twin=over[:, -1],
         twin_score=value[:, -1],
     )

@@ -9,19 +9,20 @@ import pytest
 from small_corpus import make_corpus, make_model, read, write_corpus
 
 from monitor.calibration.corpus import Corpus, user_says
-from monitor.errors import SetupError
 from monitor.evaluation.battery.evidence import Evidence
-from monitor.evaluation.interventions.collateral import UNTOUCHED, Collateral, is_right, knob, sounds_refusing
-from monitor.evaluation.interventions.intervened import over_index_kept
+from monitor.evaluation.interventions.collateral import UNTOUCHED, Collateral, Costs, is_right, knob, sounds_refusing
+from monitor.evaluation.interventions.dose_response import Window
+from monitor.evaluation.interventions.intervened import CapFound, cap_found, over_index_kept, refusals
 from monitor.evaluation.interventions.knob import SteeringFile
 from monitor.evaluation.interventions.prefilled import Prefilled
+from monitor.evaluation.interventions.reading import Reading
 from monitor.evaluation.interventions.steering import add
 from monitor.evaluation.interventions.suite import QUICK, interventions
 from monitor.evaluation.results import Findings
 from monitor.evaluation.subject import Subject
 
 CONTEXT = 4096
-FAMILIES = ("affect", "warmth")
+FAMILIES = QUICK.families
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,7 @@ class Judge:
 def found(subject: Subject, corpus: Corpus) -> tuple[Findings, SteeringFile]:
     """The quick form, with a judge."""
     steps: list[tuple[int, int]] = []
-    result = interventions(
-        subject, corpus, families=FAMILIES, judge=Judge(), quick=True, told=lambda *step: steps.append(step)
-    )
+    result = interventions(subject, corpus, judge=Judge(), quick=True, told=lambda *step: steps.append(step))
     assert steps[-1][0] == steps[-1][1]
     assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
     return result
@@ -86,30 +85,26 @@ def test_curves_show_doses_and_nulls(found: tuple[Findings, SteeringFile]) -> No
 
 
 def test_knob_agrees_with_the_verdict(found: tuple[Findings, SteeringFile]) -> None:
-    """A family is safe only with a window and an offered cap; its bounds are ordered at every layer."""
+    """A family is safe where its cap is offered, which the short form never does; one level is written."""
     findings, steering = found
     verdicts = {each.what: each.verdict for each in findings.verdicts}
     assert set(steering.families) == set(FAMILIES)
     for name, family in steering.families.items():
-        assert family.safe == (verdicts[f"capping {name}"] == "offered")
+        assert not family.safe
+        assert verdicts[f"capping {name}"] == "refused"
+        assert "short form" in family.why
         assert (family.window.add is None) == (verdicts[f"pushing on {name}"] == "no safe window")
         assert family.why
         for layer in family.cap.layers:
             assert np.linalg.norm(layer.direction) == pytest.approx(1.0, abs=1e-5)
-            assert layer.floors["0.01"] <= layer.floors["0.05"] <= layer.ceilings["0.95"] <= layer.ceilings["0.99"]
+            assert len(layer.ceilings) == 1
 
 
 def test_same_seed_same_findings(found: tuple[Findings, SteeringFile], subject: Subject, corpus: Corpus) -> None:
     """A second run, from the caches, finds the same."""
-    again = interventions(subject, corpus, families=FAMILIES, judge=Judge(), quick=True)
+    again = interventions(subject, corpus, judge=Judge(), quick=True)
     assert again[0] == found[0]
     assert again[1] == found[1]
-
-
-def test_unknown_family_is_refused(subject: Subject, corpus: Corpus) -> None:
-    """A family the bank lacks is named before any work."""
-    with pytest.raises(SetupError, match="serenity"):
-        interventions(subject, corpus, families=("serenity",))
 
 
 def test_prefilled_replies_are_those_of_generation(subject: Subject) -> None:
@@ -173,3 +168,48 @@ def test_over_index_left_is_of_what_exceeds() -> None:
     kept = over_index_kept(np.array([2.0, 2.0, -5.0]), np.array([1.0, 1.0, -1.0]))
     assert kept.value == pytest.approx(0.5)
     assert np.isnan(over_index_kept(np.array([-1.0, -2.0]), np.array([-1.0, 0.5])).value)
+
+
+def reading(over: float, probe: float, count: int = 10) -> Reading:
+    """Replies with one over-index and one score of two families and affect."""
+    flat = np.full((count, 3), probe)
+    return Reading(flat, flat, flat, np.ones(count), np.full(count, over))
+
+
+def costs(kl: float = 0.0) -> Costs:
+    """Costs of ten passages, facts and requests."""
+    right = np.ones(10, bool)
+    return Costs(np.full(10, kl), np.ones(10), right, np.zeros(10), right, ~right)
+
+
+def capped(after: Reading, *, before: Reading | None = None, kl: float = 0.0, short: bool = False) -> CapFound:
+    """A cap of affect, which is the last of what is read."""
+    plain = before or reading(2.0, 2.0)
+    return cap_found(0.99, 2, [plain] * 2, costs(), [after] * 2, costs(kl), short=short)
+
+
+def window(low: float, high: float) -> Window:
+    """A window."""
+    return Window(low, high, "", 1.0, np.zeros(5), 0.001)
+
+
+def test_a_cap_that_halves_the_excess_at_no_cost_is_offered() -> None:
+    """Only with a window that reaches below 0, for a cap pushes down."""
+    found = capped(reading(0.5, 0.5))
+    assert refusals(window(-0.1, 0.1), found) == []
+    assert refusals(window(0.0, 0.1), found) == ["no dose below 0 is safe"]
+    assert refusals(window(0.0, 0.0), found) == ["no safe window"]
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (capped(reading(1.5, 1.5)), "75% of the over-index is left"),
+        (capped(reading(0.5, 0.5), kl=0.1), "KL 0.100"),
+        (capped(reading(0.5, 0.5), short=True), "short form"),
+        (capped(reading(0.0, 0.0, 3), before=reading(1.0, 1.0, 3)), "3 replies were over-indexed"),
+    ],
+)
+def test_a_cap_is_refused_with_its_reason(found: CapFound, why: str) -> None:
+    """Too little effect, too high a cost, too few replies, or too short a run."""
+    assert why in "; ".join(refusals(window(-0.1, 0.1), found))

@@ -31,7 +31,6 @@ SYNONYMS = {
 }
 TEXT = "The big cat sat on the mat, because it can't see. I'm there! Do you know its name?"
 PERTURBATIONS, PADDING = read_perturbations()
-SHOTS = json.loads((ITEMS / "facts_shots.json").read_text(encoding="utf-8"))
 
 
 def rows(name: str) -> list[Row]:
@@ -64,7 +63,7 @@ class TestAllFiles:
             name: int(count) for name, count in re.findall(r"^\| `([^`]+\.jsonl?)` \| (\d+) \|", readme, re.MULTILINE)
         }
         held = {path.name: len(rows(path.name)) for path in ITEMS.glob("*.jsonl")}
-        assert stated == held | {"perturbations.json": len(PERTURBATIONS), "facts_shots.json": len(SHOTS)}
+        assert stated == held | {"perturbations.json": len(PERTURBATIONS)}
 
     def test_no_text_is_one_of_the_calibration_corpus(self) -> None:
         """What is tested here was not fitted there."""
@@ -89,7 +88,7 @@ class TestFacts:
 
     def test_answers_are_normalised_and_not_in_the_question(self) -> None:
         """An echo of the question is no right answer."""
-        assert twice([row["question"] for row in self.FACTS + SHOTS]) == []
+        assert twice([row["question"] for row in self.FACTS]) == []
         for row in self.FACTS:
             assert [normalised(each) for each in row["answers"]] == row["answers"]
             assert row["kind"] == "yes_no" or not mentions(row["question"], row["answers"])

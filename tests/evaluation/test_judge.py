@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ class TestJudge:
         for index in range(COUNT):
             stats = make_stats(bank, scores[0, index], scores[1, index], assistant_tokens=int(tokens[index]))
             live = assessor.assess(stats, stance)
-            found = {name: values[index] for name, values in judged._asdict().items()}
+            found = {name: values[index] for name, values in judged._asdict().items() if name != "fires"}
             assert found == pytest.approx(
                 {
                     "user": live.user_affect,
@@ -54,6 +56,19 @@ class TestJudge:
                 },
                 abs=1e-4,
             )
+
+    @pytest.mark.parametrize("turns", [60, 2000])
+    def test_a_reference_too_small_for_an_alarm_knows_of_none(self, bank: Bank, turns: int) -> None:
+        """Fewer turns than one in a hundred takes give no alarm and no absence of one."""
+        residuals = np.sort(np.random.default_rng(1).normal(size=(*bank.tensors.residuals.shape[:2], turns)), axis=-1)
+        own = Bank(bank.card, dataclasses.replace(bank.tensors, residuals=residuals.astype(np.float32)))
+        scores = 9.0 * np.random.default_rng(6).normal(size=(2, 50, bank.columns.total))
+        judged = judge(own, scores, np.full(50, 20))
+        if turns < 299:
+            assert np.isnan(judged.fires).all()
+        else:
+            assert judged.fires.any()
+            np.testing.assert_array_equal(judged.fires == 1, judged.p <= 0.01)
 
     def test_without_a_stance_is_neutral(self, bank: Bank) -> None:
         """What is asked of nothing in particular is judged as on a neutral route."""

@@ -25,13 +25,12 @@ from monitor.calibration.statistics import (
 )
 from monitor.calibration.tables import EXCESSIVE
 from monitor.evaluation.battery.evidence import Evidence
+from monitor.evaluation.judge import RATE
 from monitor.probes.bank import RowCard, Stance
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-RATE = 0.01
-"""False-alarm rate the rows on alarms are judged at."""
 _SHUFFLES, _DIRECTIONS = 3, 1000
 
 

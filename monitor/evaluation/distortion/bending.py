@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from monitor.calibration.statistics import Floats, Mask, cluster_weights, figure_of, weighted_auroc
+from monitor.calibration.statistics import Floats, Mask, cluster_weights, figure_of, mean_figure, weighted_auroc
 from monitor.evaluation.distortion.answered import READINGS, Answered
-from monitor.evaluation.distortion.matched import flips, mean_figure, share_of
+from monitor.evaluation.distortion.matched import flips, share_of
 from monitor.evaluation.distortion.questions import CONDITIONS, Outcome
+from monitor.evaluation.judge import RATE
 from monitor.evaluation.results import Measure, measure
 
-ALARM = 0.01
-"""Certified p-value at which a reply counts as an alarm."""
 _LEAST = 5
 """Questions below which no figure is given."""
 
@@ -103,7 +102,7 @@ def _quantities(answered: Answered) -> list[Quantity]:
         Quantity("affect", "Assistant affect A", judged.assistant),
         Quantity("over", "Over-index", judged.over),
         Quantity("twin", "Over-index by the text twin", judged.twin),
-        Quantity("alarms", f"Replies with p <= {ALARM:g}", (judged.p <= ALARM).astype(np.float64)),
+        Quantity("alarms", f"Replies with p <= {RATE:g}", judged.fires),
     ]
 
 
@@ -113,7 +112,11 @@ def _of(quantity: Quantity, setting: Setting, weights: Floats) -> Iterator[Measu
         return
     before, here = quantity.values[0, asked], quantity.values[setting.condition, asked]
     weights, note = weights[:, asked], f"n = {asked.sum()}"
-    figure = share_of(here == 1, weights) if np.isin(here, (0, 1)).all() else mean_figure(here, weights)
+    figure = (
+        share_of(here == 1, weights, np.flatnonzero(asked))
+        if np.isin(here, (0, 1)).all()
+        else mean_figure(here, weights)
+    )
     yield measure(f"{quantity.name}.{setting.name}", f"{quantity.words}, {setting.words}", figure, note)
     if setting.condition:
         words = f"{quantity.words}, {setting.words} less neutral"
@@ -140,6 +143,6 @@ def _bent(answered: Answered, setting: Setting, reading: str, weights: Floats) -
     return measure(
         f"bent.{reading}.{setting.name}",
         f"Of those right when neutral by {reading}, wrong: {setting.words}",
-        share_of(~after[before], weights[:, before]),
+        share_of(~after[before], weights[:, before], np.flatnonzero(before)),
         f"{lost} of {before.sum()} lost, {gained} of {(decided & ~before).sum()} gained; McNemar p = {p:.2g}",
     )

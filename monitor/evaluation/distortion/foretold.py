@@ -104,7 +104,7 @@ def _strata(answered: Answered) -> dict[str, NDArray[np.str_]]:
     kinds = [each.kind + " yes or no" * each.closed for each in answered.questions]
     conditions, alike = np.array(CONDITIONS)[:, None], np.full(answered.outcomes.shape, "")
     matched = np.char.add(np.char.add(conditions, " "), np.array(kinds))
-    return dict(zip(SCOPES, (alike, alike + conditions, matched), strict=True))
+    return dict(zip(SCOPES, (alike, np.char.add(alike, conditions), matched), strict=True))
 
 
 def _told(
@@ -146,10 +146,11 @@ def _by_fifth(answered: Answered, target: Target, name: str, weights: Floats) ->
     values = _values(answered)[name]
     ranks = values.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
     fifth = ranks * _FIFTHS // values.shape[1]
+    questions = np.broadcast_to(np.arange(values.shape[1]), values.shape).ravel()
     figures = []
     for each in range(_FIFTHS):
         here = ((fifth == each) & target.held).ravel()
-        figures.append(share_of(target.true.ravel()[here], weights[:, here]))
+        figures.append(share_of(target.true.ravel()[here], weights[:, here], questions[here]))
     value, low, high = ([each if np.isfinite(each) else None for each in part] for part in zip(*figures, strict=True))
     return Series(
         name=f"{PREDICTORS[name]}, {target.words}",

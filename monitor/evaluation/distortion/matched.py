@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from monitor.calibration.statistics import Figure, Floats, Mask, figure_of, share_figure, weighted_auroc
+from monitor.calibration.statistics import Figure, Floats, Mask, mean_figure, share_figure, weighted_auroc
 
 
 class Flips(NamedTuple):
@@ -32,20 +32,16 @@ def flips(before: Mask, after: Mask) -> Flips:
     return Flips(lost, gained, p)
 
 
-def mean_figure(values: Floats, weights: Floats) -> Figure:
-    """Mean of values with its interval.
+def share_of(hits: Mask, weights: Floats, questions: NDArray[np.int64]) -> Figure:
+    """Share of hits with its interval; where none or all are hits, as all resamples are then, the exact one.
 
     Args:
-        values: [N].
-        weights: Bootstrap weights, [1 + draws, N], the first for the sample itself.
+        hits: [N].
+        weights: Bootstrap weights, [1 + draws, N].
+        questions: Which question each replies to, [N].
     """
-    with np.errstate(invalid="ignore"):
-        return figure_of(weights @ values / weights.sum(axis=1))
-
-
-def share_of(hits: Mask, weights: Floats) -> Figure:
-    """Share of hits with its interval; without any hit, which no resample has either, the exact one."""
-    return mean_figure(hits.astype(float), weights) if hits.any() else share_figure(hits, np.arange(len(hits)))
+    same = not hits.any() or hits.all()
+    return share_figure(hits, questions) if same else mean_figure(hits.astype(float), weights)
 
 
 def auroc_within(scores: Floats, positive: Mask, strata: NDArray[np.generic], weights: Floats) -> Floats:

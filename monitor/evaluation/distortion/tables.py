@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from monitor.evaluation.bars import figure_text
 from monitor.evaluation.distortion.answered import REPLY_TOKENS, Answered
-from monitor.evaluation.distortion.bending import ALARM, settings
+from monitor.evaluation.distortion.bending import settings
 from monitor.evaluation.distortion.foretold import PREDICTORS, SCOPES, stem_of, targets
+from monitor.evaluation.judge import RATE
 from monitor.evaluation.results import Measure, Table
 
 
@@ -24,7 +25,7 @@ def tables_by_condition(answered: Answered, found: Mapping[str, Measure]) -> lis
         "margin.change": "nats a token", "bent.reply": "replies bent", "bent.preference": "preferences bent",
     }  # fmt: skip
     affect = {
-        "user": "U", "affect": "A", "over": "over-index", "over.change": "less neutral", "alarms": f"p <= {ALARM:g}",
+        "user": "U", "affect": "A", "over": "over-index", "over.change": "less neutral", "alarms": f"p <= {RATE:g}",
         "twin": "by the text twin",
     }  # fmt: skip
     return [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +26,12 @@ from monitor.calibration.tables import as_texts
 from monitor.capture.passes import LayerRows
 from monitor.errors import SetupError
 from monitor.evaluation.interventions.steering import Axis
+from monitor.evaluation.item_files import spread
 from monitor.evaluation.subject import Subject
 from monitor.probes.fit import Estimator, Whitened
 from monitor.turns.roles import RoleLabeller
 
 Floats = NDArray[np.float64]
-_Part = TypeVar("_Part")
 
 SHALLOWEST, DEEPEST = 0.27, 0.93
 """Between these shares of the depth every layer is capped. Chosen on the same 12 replies: a cap at layers 8 to 28 of 30
@@ -152,7 +152,7 @@ def fit_axes(
     """
     card = subject.bank.card
     layers = steered_layers(card.model.depth)
-    texts = _thinned(corpus.texts, amounts.texts)
+    texts = spread(corpus.texts, amounts.texts)
     graded = _graded(corpus, amounts.graded)
     talks = [*as_texts([text.text for text in texts], 1), *(turn.messages for turn in graded)]
     rows = subject.activations(talks, layers, lambda *_: tick()).means[:, 1].astype(np.float64)
@@ -189,12 +189,7 @@ def _graded(corpus: Corpus, most: int) -> list[Turn]:
     """Replies of all grades to so many users at most."""
     turns = [turn for turn in corpus.turns() if turn.source == GRID]
     users = [turns[begin : begin + len(GRADES)] for begin in range(0, len(turns), len(GRADES))]
-    return [turn for replies in _thinned(users, most) for turn in replies]
-
-
-def _thinned(parts: Sequence[_Part], most: int) -> list[_Part]:
-    """So many parts at most, from all over the sequence."""
-    return [parts[index] for index in np.linspace(0, len(parts), min(most, len(parts)), endpoint=False).astype(int)]
+    return [turn for replies in spread(users, most) for turn in replies]
 
 
 def _families(subject: Subject, texts: Sequence[EmotionText]) -> NDArray[np.int64]:

@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from monitor.calibration.statistics import Figure, cluster_weights, figure_of
-
 Floats = NDArray[np.float64]
 
 PERMUTATIONS = 4999
@@ -27,12 +25,6 @@ def slopes(doses: Floats, effects: Floats) -> Floats:
     centred = doses - doses.mean()
     found: Floats = centred @ effects / (centred @ centred)
     return found
-
-
-def mean_figure(values: Floats, seed: int = 0) -> Figure:
-    """Mean over prompts with its bootstrap interval."""
-    weights = cluster_weights(np.arange(len(values)), seed)
-    return figure_of(weights @ values / weights.sum(axis=1))
 
 
 def trend_p(doses: Floats, effects: Floats, rng: np.random.Generator, permutations: int = PERMUTATIONS) -> float:
@@ -63,7 +55,8 @@ def off_target(changes: Floats, at: int) -> float:
 
     Args:
         changes: Change of each prompt's families and, last, of affect, signed so that the target should rise, [N, K].
-        at: The target. Affect is of all families: nothing is off its target, and it is off no family's.
+        at: The target. Affect is of all families: nothing is off its target, and it is off no family's; nor
+            is there anything off the target of a bank's only family.
     """
     moved = float(changes[:, at].mean())
     if not moved > 0:
@@ -71,6 +64,8 @@ def off_target(changes: Floats, at: int) -> float:
     if at == changes.shape[1] - 1:
         return 0.0
     others = np.delete(changes, [at, -1], axis=1)
+    if not others.shape[1]:
+        return 0.0
     chance = others.var(axis=0, ddof=1) / len(others)
     square = float(np.mean(others.mean(axis=0) ** 2 - chance))
     return float(max(square, 0.0) ** 0.5 / moved)

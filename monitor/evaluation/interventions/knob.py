@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from monitor.errors import SetupError
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Part(BaseModel):
@@ -15,7 +13,7 @@ class _Part(BaseModel):
 
 
 class SteeredModel(_Part):
-    """The model version a steering file was measured on."""
+    """The model version whose replies were capped when a steering file was made."""
 
     name: str
     weights_fingerprint: str
@@ -28,16 +26,15 @@ class CapLayer(_Part):
     Attributes:
         layer: The stream after so many blocks.
         direction: Unit vector, [H].
-        centre: Mean of ``row . direction`` over the reference's assistant tokens.
-        ceilings: Upper quantiles of the projection over those tokens, by the quantile: ``0.99``.
-        floors: Lower ones: ``0.01``.
+        centre: Mean of ``row . direction`` over the reference's replies.
+        ceilings: Upper quantile of the projections of those replies' mean rows, by the quantile: ``0.99``; of the level
+            that was found good alone, else of the loosest that was tried.
     """
 
     layer: int = Field(ge=0)
     direction: list[float]
     centre: float
     ceilings: dict[str, float]
-    floors: dict[str, float]
 
 
 class Cap(_Part):
@@ -86,21 +83,3 @@ class SteeringFile(_Part):
     def save(self, file: Path) -> None:
         """Writes it."""
         file.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-def read_steering(file: Path) -> SteeringFile:
-    """Reads a steering file.
-
-    Raises:
-        SetupError: It cannot be read, or is none.
-    """
-    try:
-        return SteeringFile.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(str(file), f"cannot be read: {error}; evaluate interventions writes one") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise SetupError(
-            str(file), f"is no steering file: {place}: {first['msg']}; evaluate interventions writes one"
-        ) from None

@@ -43,7 +43,7 @@ class Axis(NamedTuple):
     Attributes:
         layer: The layer.
         direction: Unit vector, [H].
-        centre: What the reference's tokens project to on the mean.
+        centre: What the reference's replies project to on the mean.
     """
 
     layer: int

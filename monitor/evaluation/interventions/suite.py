@@ -16,16 +16,17 @@ from monitor.calibration.activations import Progress
 from monitor.calibration.corpus import Corpus, user_says
 from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
+from monitor.capture.passes import decoder_blocks
 from monitor.errors import SetupError
 from monitor.evaluation.interventions.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of, shards
-from monitor.evaluation.interventions.collateral import UNTOUCHED, Collateral, Costs, Knob, knob, spread
+from monitor.evaluation.interventions.collateral import UNTOUCHED, Collateral, Costs, Knob, knob
 from monitor.evaluation.interventions.dose_response import DoseCost, off_target, window_of
-from monitor.evaluation.interventions.intervened import CapFound, FamilyFound, cap_found, chosen_cap, findings
+from monitor.evaluation.interventions.intervened import CapFound, FamilyFound, cap_found, chosen_cap, findings, refusals
 from monitor.evaluation.interventions.knob import Cap, CapLayer, FamilyKnob, SteeredModel, SteeringFile, Window
 from monitor.evaluation.interventions.prefilled import Prefilled
 from monitor.evaluation.interventions.reading import Reading, emotions_of, rated, read
 from monitor.evaluation.interventions.steering import Axis, ablate, add, cap
-from monitor.evaluation.item_files import item_lines
+from monitor.evaluation.item_files import item_lines, spread
 from monitor.evaluation.results import Findings
 from monitor.evaluation.robustness.perturbations import read_perturbations
 from monitor.evaluation.subject import Subject
@@ -38,7 +39,7 @@ class Sizes(NamedTuple):
     """How much is run.
 
     Attributes:
-        families: Families that are pushed where none are named.
+        families: Families that are pushed, of those the bank has.
         doses: Doses, ascending, 0 among them; in units of the mean length of a row.
         prompts: Prompts of the dose-response.
         tokens: Tokens of a reply.
@@ -75,7 +76,6 @@ def interventions(
     subject: Subject,
     corpus: Corpus,
     *,
-    families: Sequence[str] = (),
     capped: Subject | None = None,
     judge: Writer | None = None,
     quick: bool = False,
@@ -87,7 +87,6 @@ def interventions(
     Args:
         subject: The model and its bank.
         corpus: The bank's corpus: directions are fitted on its texts, ceilings on its approved turns.
-        families: Families of the bank, or affect as a whole; by default those of the sizes that the bank has.
         capped: A model of the same shape whose replies a cap is for, such as a fine-tune; by default the subject, told
             by system prompts to be warm.
         judge: Rates replies too.
@@ -99,24 +98,23 @@ def interventions(
         What was found, and the knob.
 
     Raises:
-        SetupError: The bank lacks a family, or the corpus is not the bank's.
+        SetupError: The corpus is not the bank's, or the model to cap is of another shape.
     """
     sizes = QUICK if quick else FULL
-    known = (*subject.bank.card.families, AFFECT)
-    if unknown := set(families) - set(known):
-        raise SetupError("families", f"{sorted(unknown)} are not the bank's; name some of {', '.join(known)}")
-    pushed = list(families) or [name for name in sizes.families if name in known]
+    if capped and _shape(capped) != _shape(subject):
+        raise SetupError("--capped", "is of another width or depth than --model; name a version of the same shape")
+    pushed = [name for name in sizes.families if name in (*subject.bank.card.families, AFFECT)]
     rng = np.random.default_rng(seed)
     nulls_drawn = sizes.axes.shuffled + sizes.axes.matched
     settings = len(sizes.doses) * (nulls_drawn + 2 * len(pushed)) + (2 + len(LEVELS)) * len(pushed) + 1
     tick = _Ticker(told, shards(corpus, sizes.axes) + settings)
     axes = fit_axes(subject, corpus, sizes.axes, rng, tick)
-    work = _Work(subject, axes, sizes, judge, seed, tick)
+    work = _Work(subject, axes, sizes, judge, seed, tick, short=quick)
     few = work.asked(sizes.null_prompts)
     nulls = [np.stack([each.probe for each in work.doses(direction, few)]) for direction in axes.nulls]
     found = [work.family(name, nulls, rng) for name in pushed]
     bounds = work.caps(pushed, capped or subject)
-    return findings(axes, found, bounds, capped), _steering_file(subject, axes, found, bounds)
+    return findings(axes, found, bounds, capped), _steering_file(capped or subject, axes, found, bounds)
 
 
 class _Ticker:
@@ -141,10 +139,10 @@ class _Work:
     """What is asked of a model under steering along some axes, and how far that is."""
 
     def __init__(
-        self, subject: Subject, axes: Axes, sizes: Sizes, judge: Writer | None, seed: int, tick: _Ticker
+        self, subject: Subject, axes: Axes, sizes: Sizes, judge: Writer | None, seed: int, tick: _Ticker, *, short: bool
     ) -> None:
         self._subject, self._axes, self._sizes = subject, axes, sizes
-        self._judge, self._seed, self._tick = judge, seed, tick
+        self._judge, self._seed, self._tick, self._short = judge, seed, tick, short
         self._asked = self.asked(sizes.prompts)
         self._collateral = self._costs_of(subject)
 
@@ -188,18 +186,20 @@ class _Work:
         collateral = self._collateral if own else self._costs_of(model)
         readers = (self._subject, model)
 
-        def overs(setting: Knob) -> list[Floats]:
+        def readings(setting: Knob) -> list[Reading]:
             written = asked.replies(setting.how, setting.generated)
-            found = [read(reader, asked.prompts, written).over for reader in readers]
+            found = [read(reader, asked.prompts, written) for reader in readers]
             self._tick()
             return found
 
-        plain, costs = overs(UNTOUCHED), collateral.costs(UNTOUCHED)
+        plain, costs = readings(UNTOUCHED), collateral.costs(UNTOUCHED)
         found = []
         for name in names:
+            at = self._axes.names.index(name)
+            caps = {level: self._cap(name, level) for level in LEVELS}
             levels = [
-                cap_found(level, plain, costs, overs(self._cap(name, level)), collateral.costs(self._cap(name, level)))
-                for level in LEVELS
+                cap_found(level, at, plain, costs, readings(each), collateral.costs(each), short=self._short)
+                for level, each in caps.items()
             ]
             found.append(chosen_cap(levels))
         return found
@@ -244,8 +244,12 @@ class _Work:
         return np.stack([rated(self._judge, emotions, asked.prompts, each, self._seed) for each in written])
 
 
+def _shape(subject: Subject) -> tuple[int, int]:
+    return subject.model.config.hidden_size, len(decoder_blocks(subject.model))
+
+
 def _prompts(count: int) -> list[list[Message]]:
-    """Open messages on which nothing was chosen: not a layer, not a dose, not a level."""
+    """Open messages on which no layer, direction or dose of these sizes was chosen."""
     untouched = [item for item in item_lines("prompts.jsonl") if item["part"] == "report"]
     return [user_says(item["message"]) for item in spread(untouched, count)]
 
@@ -294,10 +298,10 @@ def _steering_file(
 
 
 def _family_knob(axes: Axes, found: FamilyFound, bound: CapFound) -> FamilyKnob:
-    window = found.window
+    window, refused = found.window, refusals(found.window, bound)
     return FamilyKnob(
-        safe=window.safe and not bound.complaints,
-        why="; ".join([f"add: {window.why}", *(f"cap: {each}" for each in bound.complaints)]),
+        safe=not refused,
+        why="; ".join([f"add: {window.why}", *(f"cap: {each}" for each in refused)]),
         window=Window(add=(window.low, window.high) if window.safe else None),
         cap=Cap(
             layers=[
@@ -305,8 +309,7 @@ def _family_knob(axes: Axes, found: FamilyFound, bound: CapFound) -> FamilyKnob:
                     layer=axis.layer,
                     direction=[round(float(each), 8) for each in axis.direction],
                     centre=axis.centre,
-                    ceilings={f"{level:.2f}": axes.quantile(found.name, axis.layer, level) for level in LEVELS},
-                    floors={f"{1 - level:.2f}": axes.quantile(found.name, axis.layer, 1 - level) for level in LEVELS},
+                    ceilings={f"{bound.level:.2f}": axes.quantile(found.name, axis.layer, bound.level)},
                 )
                 for axis in axes.all_layers(found.name)
             ],

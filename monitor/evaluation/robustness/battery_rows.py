@@ -34,7 +34,8 @@ def battery_rows(
     """A measure for each row, ``row1a`` to ``row12b``; its note says where it comes from.
 
     The bank is calibrated again, with its own layers and estimator, for held-out scores are kept nowhere. The rows are
-    the card's in the quick form, of a model that is not the bank's, and where the corpus gives another bank.
+    the card's in the quick form and where the corpus gives another bank. Of a model that is not the bank's nothing is
+    known: its rows have no value.
 
     Args:
         subject: Model and bank.
@@ -45,13 +46,14 @@ def battery_rows(
         progress: Told of conversations done and in all.
     """
     card = subject.bank.card
-    if quick:
-        return [_of_card(row, "the quick form measures it not anew") for row in card.battery]
     if subject.fingerprint != card.model.weights_fingerprint:
-        return [_of_card(row, "it is of the bank's own model, not of this one") for row in card.battery]
+        return [_unknown(row) for row in card.battery]
+    if quick:
+        return [*(_of_card(row, "the quick form measures it not anew") for row in card.battery), _missed(card.battery)]
     name = str(card.estimator["name"])
     if name not in ESTIMATORS:
-        return [_of_card(row, f"estimator {name!r} is not known here") for row in card.battery]
+        why = f"estimator {name!r} is not known here"
+        return [*(_of_card(row, why) for row in card.battery), _missed(card.battery)]
     made = calibrate(
         subject.name, lambda: (subject.model, subject.tokenizer), corpus, subject.cache / "activations",
         estimator=name, layers=card.layers,
@@ -60,7 +62,7 @@ def battery_rows(
     likeness = _likeness(subject.bank, made.bank)
     if likeness < SAME:
         why = f"the bank was made from another corpus: this one gives a direction at cosine {likeness:.3f} to it"
-        return [_of_card(row, why) for row in card.battery]
+        return [*(_of_card(row, why) for row in card.battery), _missed(card.battery)]
     return _measured(subject.bank, made, texts, dialogues, likeness)
 
 
@@ -69,11 +71,15 @@ def _measured(
 ) -> list[Measure]:
     stated = {row.number: row for row in bank.card.battery}
     again = f"measured anew, directions at cosine {likeness:.4f} or more to the bank's"
+    rows = run_battery(Evidence(made, texts, dialogues))
     return [
-        _of_card(stated[row.number], row.note)
-        if row.value is None and row.number in stated
-        else _measure(row, "; ".join(filter(None, (row.note, again))))
-        for row in run_battery(Evidence(made, texts, dialogues))
+        *(
+            _of_card(stated[row.number], row.note)
+            if row.value is None and row.number in stated
+            else _measure(row, "; ".join(filter(None, (row.note, again))))
+            for row in rows
+        ),
+        _missed([stated[row.number] if row.value is None and row.number in stated else row for row in rows]),
     ]
 
 
@@ -81,6 +87,20 @@ def _likeness(bank: Bank, other: Bank) -> float:
     """Least cosine between directions of two banks; -1 where they have other probes."""
     ours, theirs = bank.tensors.directions, other.tensors.directions
     return float(np.einsum("lph,lph->lp", ours, theirs).min()) if ours.shape == theirs.shape else -1.0
+
+
+def _missed(rows: Sequence[RowCard]) -> Measure:
+    """How many rows miss their own bars, which for some of them say more than one figure does."""
+    missed = [f"{row.number} ({row.name}, bar {row.bar})" for row in rows if row.passed is False]
+    ran = sum(row.passed is not None for row in rows)
+    told = f"of {ran} that were run: {'; '.join(missed) or 'none'}"
+    return measure("rows.missed", "rows of the battery that miss their own bars", len(missed), told)
+
+
+def _unknown(row: RowCard) -> Measure:
+    told = "-" if row.value is None else f"{row.value:.3f}"
+    why = f"not known of this model; of the bank's own the card states {told}"
+    return measure(f"row{row.number}", f"{row.number}: {row.name}", None, why)
 
 
 def _of_card(row: RowCard, why: str) -> Measure:

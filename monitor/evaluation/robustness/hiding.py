@@ -46,7 +46,12 @@ def hide(
         searches: Texts of each emotion at most.
         rng: Draws texts and words.
         progress: Told of searches done and in all.
+
+    Returns:
+        Nothing where the tokenizer has no ordinary words.
     """
+    if not len(searcher.words):
+        return []
     chosen = [
         (study.cases[row], column)
         for column, emotion in enumerate(study.emotions)

@@ -12,7 +12,7 @@ from monitor.evaluation.results import Measure, measure
 from monitor.evaluation.robustness.averaged import ABOVE, Averaged, Outcome
 from monitor.evaluation.robustness.hiding import Hidden
 from monitor.evaluation.robustness.perturbed import PADDING
-from monitor.evaluation.robustness.presence import FALSE_ALARMS, VERDICTS, Presence
+from monitor.evaluation.robustness.presence import FALSE_ALARMS, MOST_ALARMS, VERDICTS, Presence
 from monitor.evaluation.robustness.recognition import DIRECTIONS
 from monitor.evaluation.robustness.suffix import WORDS
 
@@ -64,7 +64,11 @@ def _family(averaged: Averaged) -> list[Measure]:
                 f"texts under the same {probe.alarms[0]:.2f}; {averaged.size}",
             )
         ]  # fmt: skip
-    lost = measure(f"{row}.{kind}.recall_loss", f"{kind}: recall lost", figure_of(averaged.loss), averaged.recalls)
+    found = probe.clean[0] > MOST_ALARMS
+    lost = measure(
+        f"{row}.{kind}.recall_loss", f"{kind}: recall lost", figure_of(averaged.loss) if found else None,
+        averaged.recalls if found else f"not found as they come: {averaged.recalls}",
+    )  # fmt: skip
     return [
         _kept(averaged) if kind in _ROW_10 else lost,
         measure(

@@ -104,16 +104,17 @@ def known_beyond(about: bool, probe: Draws, twin: Draws) -> Floats:
 def verdict_of(about: bool, probe: Draws, twin: Draws) -> str:
     """One word.
 
-    - ``collapses``: fewer than half of the texts found clean are found, or the AUROC's interval holds 0.5. Of
-      texts that are only talked about: at least half as many fire as where the writer has the emotion.
+    - ``collapses``: fewer than half of the texts found clean are found, or the AUROC's interval holds 0.5, or as few
+      are found clean as false alarms may be. Of texts that are only talked about: at least half as many fire as
+      where the writer has the emotion.
     - ``text-equivalent``: else, the text twin does as well; the lower bound of ``beyond`` is not above 0.
     - ``holds``: else, at most 10 points of recall are lost, and at most 10 % of the neutral texts under the same
       perturbations fire. Of texts that are only talked about: at most 10 % fire.
     - ``task-shaped``: found clean, and shaped by what the text is put to: what is left.
     """
     recall, clean, kept = probe.recall[0], probe.clean[0], LEAST_KEPT * probe.clean[0]
-    chance = not figure_of(probe.auroc).low > 0.5  # noqa: PLR2004
-    if recall >= kept if about else recall < kept or chance:
+    unfound = clean <= MOST_ALARMS or not figure_of(probe.auroc).low > 0.5  # noqa: PLR2004
+    if recall >= kept if about else recall < kept or unfound:
         return COLLAPSES
     if not figure_of(known_beyond(about, probe, twin)).low > 0:
         return TEXT_EQUIVALENT

@@ -19,7 +19,6 @@ from monitor.calibration.statistics import (
     weighted_auroc,
 )
 from monitor.capture.identity import tokenizer_hash
-from monitor.evaluation.battery.rows import RATE
 from monitor.evaluation.judge import Judged, judge, scores_of
 from monitor.evaluation.subject import Subject
 from monitor.evaluation.versions.causal import CausalLikeness, causal_likeness, effects
@@ -37,6 +36,7 @@ from monitor.evaluation.versions.version import Version
 from monitor.probes.fit import ESTIMATORS
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 PROMPTS = 6
 """Replies whose first token is pushed."""
@@ -200,10 +200,7 @@ class Comparison:
         text, truth = self._sample.text, self._sample.truth
         few = self._topics[: 1 + _SIMILARITY_DRAWS]
         shuffled = self._rng().permutation(int(text.sum()))
-        pairs = [
-            (self._old.rows[text, min(layer, self._old.rows.shape[1] - 1)], rows[text, layer])
-            for layer in range(rows.shape[1])
-        ]
+        pairs = [(self._old.rows[text, layer], rows[text, layer]) for layer in range(rows.shape[1])]
         return (
             Likeness(
                 figure_of(np.mean([linear_cka(old, new, few) for old, new in pairs], axis=0)),
@@ -231,7 +228,7 @@ class Comparison:
         before, after = (self._judged(each) for each in (self._old.found, found))
         weights = cluster_weights(users, self._seed)
         shift = figure_of(weights @ (after.assistant - before.assistant) / weights.sum(axis=1))
-        alarms_before, alarms = (share_figure(judged.p[plain] <= RATE, users[plain]) for judged in (before, after))
+        alarms_before, alarms = (_share_that_fires(judged, plain, users) for judged in (before, after))
         return Levels(shift, alarms_before, alarms)
 
     def _causal(self, version: Version) -> CausalLikeness | None:
@@ -250,3 +247,10 @@ class Comparison:
         bank, reply = self._subject.bank, ~self._sample.text
         scores = scores_of(bank, found, tuple(range(len(bank.card.layers))))
         return judge(bank, scores[:, reply], found.tokens[reply, 1])
+
+
+def _share_that_fires(judged: Judged, plain: Mask, users: NDArray[np.str_]) -> Figure:
+    """NaN where the reference is too small for alarms."""
+    fires = judged.fires[plain]
+    known = not np.isnan(fires).any()
+    return share_figure(fires == 1, users[plain]) if known else Figure(*[float("nan")] * 3)

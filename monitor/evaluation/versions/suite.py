@@ -6,6 +6,7 @@ and probes fitted on the version itself then score the parts of the corpus that 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from monitor.calibration.activations import Progress
 from monitor.calibration.corpus import Corpus
+from monitor.calibration.identity import check_identity
 from monitor.calibration.statistics import Figure, figure_of
+from monitor.evaluation.judge import RATE
 from monitor.evaluation.results import Cell, Findings, Measure, Table, Verdict, measure
 from monitor.evaluation.subject import Subject
 from monitor.evaluation.versions.comparison import PROMPTS, Areas, Compared, Comparison
@@ -27,6 +30,7 @@ LOSS = 0.01
 """AUROC that the same bank may lose on a version it is valid for (row 15 of the battery)."""
 SHARE = 0.98
 """Of a fresh bank's AUROC that a realigned one must keep (the same row)."""
+_CHANCE = 0.5
 SAME, REALIGNED, FRESH = "same bank valid", "valid after realignment", "recalibrate"
 SHAPE = "another shape: only CKA, emotion map and fresh bank"
 
@@ -49,8 +53,9 @@ def versions(
         told: Told of conversations done and in all.
 
     Raises:
-        SetupError: A version cannot be loaded or has no chat template.
+        SetupError: The model is not the bank's own, or a version cannot be loaded or has no chat template.
     """
+    check_identity(subject.bank, subject.model, subject.tokenizer, fix="name the model the bank was calibrated on")
     sample = draw_sample(corpus, *_SIZES[quick], np.random.default_rng(seed))
     planned = (1 + len(others)) * len(sample.conversations)
 
@@ -73,7 +78,7 @@ def judged(change: dict[str, float], share: dict[str, float]) -> str:
 
     Args:
         change: AUROC of the same bank on the new version less that on its own, by skill.
-        share: AUROC of the realigned bank as a share of the fresh one's, by skill.
+        share: What AUROC of the realigned bank exceeds chance by, as a share of the fresh one's, by skill.
     """
     if all(each >= -LOSS for each in change.values()):
         return SAME
@@ -88,18 +93,22 @@ def _verdict(found: Compared) -> Verdict:
         )
         return Verdict(what=found.name, verdict=SHAPE, figure=figure)
     change = {skill: _first(found.moved.same, skill) - _first(found.own, skill) for skill in _SKILLS}
-    share = {skill: _first(found.moved.realigned, skill) / _first(found.fresh, skill) for skill in _SKILLS}
+    share = {skill: _share(_first(found.moved.realigned, skill), _first(found.fresh, skill)) for skill in _SKILLS}
     figure = "; ".join(
-        f"{skill}: AUROC {change[skill]:+.3f} with the same bank, realigned {share[skill]:.1%} of fresh"
+        f"{skill}: AUROC {change[skill]:+.3f} with the same bank, realigned {share[skill]:.1%} of fresh above chance"
         for skill in _SKILLS
     )
     if found.levels is not None:
         # AUROC knows nothing of levels, and alarms know little else.
-        figure += (
-            f"; the same replies read {found.levels.shift.value:+.2f} standard deviations of the reference higher, "
-            f"{found.levels.alarms.value:.1%} of those without excess alarm"
-        )
+        figure += f"; the same replies read {found.levels.shift.value:+.2f} standard deviations of the reference higher"
+        if math.isfinite(found.levels.alarms.value):
+            figure += f", {found.levels.alarms.value:.1%} of those without excess alarm"
     return Verdict(what=found.name, verdict=judged(change, share), figure=figure)
+
+
+def _share(realigned: float, fresh: float) -> float:
+    """Of what exceeds chance; NaN where a fresh bank knows nothing either."""
+    return (realigned - _CHANCE) / (fresh - _CHANCE) if fresh > _CHANCE else float("nan")
 
 
 def _answer(verdicts: Sequence[Verdict]) -> str:
@@ -142,7 +151,9 @@ def _measures(found: Compared, sample: Sample) -> Iterator[Measure]:
         )  # fmt: skip
         yield measure(
             f"{key}.alarms", f"{found.name}: replies without excess that alarm, same bank", found.levels.alarms,
-            f"{replies * 2 // 3} neutral and warranted replies; by the original {_told(found.levels.alarms_before)}",
+            f"{replies * 2 // 3} neutral and warranted replies; by the original {_told(found.levels.alarms_before)}"
+            if math.isfinite(found.levels.alarms.value)
+            else f"the bank's reference is too small for a p-value of {RATE:g}",
         )  # fmt: skip
 
 
@@ -232,4 +243,4 @@ def _likeness_table(compared: Sequence[Compared]) -> Table:
 
 
 def _row(name: str, *figures: float | None) -> list[Cell]:
-    return [name, *(None if figure is None else round(figure, 3) for figure in figures)]
+    return [name, *(None if figure is None or math.isnan(figure) else round(figure, 3) for figure in figures)]
