@@ -42,6 +42,9 @@ class Subject:
         bank: The bank; it need not be the model's own, but must fit its shape.
         cache: Folder that keeps activations and replies, so that a run that was cut off goes on where it stopped.
 
+    Attributes:
+        ends: Token ids that end a reply, one at least.
+
     Raises:
         ModelMismatchError: The model has another hidden size or depth than the bank.
         SetupError: The tokenizer has no chat template, or nothing ends a reply.
@@ -53,7 +56,9 @@ class Subject:
         self.markers = find_markers(tokenizer)
         if not self.markers:
             raise SetupError("--model", "has no chat template, which says where replies begin; set the tokenizer's")
-        if not (end_tokens_of(model) or tokenizer.eos_token_id):
+        last = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.ends = end_tokens_of(model) or last
+        if not self.ends:
             raise SetupError("--model", "has no token that ends a reply; set eos_token_id of its generation config")
         self.cache = cache
         self.fingerprint = weights_fingerprint(model)
@@ -106,7 +111,9 @@ class Subject:
         found: list[str] = []
         for begin in range(0, len(prompts), _BATCH):
             batch = [self.prompt_ids(messages) for messages in prompts[begin : begin + _BATCH]]
-            found += self.stored(["replies", how, tokens, batch], partial(self._generate, batch, tokens, steering))
+            found += self.stored(
+                ["replies", how, tokens, self.ends, batch], partial(self._generate, batch, tokens, steering)
+            )
             if progress is not None:
                 progress(len(found), len(prompts))
         return found
@@ -178,15 +185,15 @@ class Subject:
     @torch.inference_mode()
     def _generate(self, batch: Sequence[Sequence[int]], tokens: int, steering: Steering | None) -> list[str]:
         width = max(map(len, batch))
-        ends = end_tokens_of(self.model) or [self.tokenizer.eos_token_id]
-        ids = torch.full((len(batch), width), ends[0])
+        ids = torch.full((len(batch), width), self.ends[0])
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask = torch.arange(width) >= width - torch.tensor([len(prompt) for prompt in batch])[:, None]
         with steering(self.model) if steering else nullcontext():
             made = self.model.generate(
                 input_ids=ids.to(self.model.device), attention_mask=mask.long().to(self.model.device),
-                max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=ends[0],
+                max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=self.ends,
+                pad_token_id=self.ends[0],
             )  # fmt: skip
         told: list[str] = self.tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
         return [text.strip() for text in told]

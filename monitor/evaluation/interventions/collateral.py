@@ -21,7 +21,7 @@ from monitor.evaluation.subject import Steering, Subject
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-_ANSWER_TOKENS, _REFUSAL_TOKENS = 20, 24
+_ANSWER_TOKENS, _REFUSAL_TOKENS = 12, 24
 _BATCH = 16
 _YES_NO = re.compile(r"(?<![\w-])(?:yes|no)(?![\w-])")
 _REFUSED = re.compile(

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 
 from monitor.calibration.lines import Message
-from monitor.capture.transformers import end_tokens_of
 from monitor.evaluation.subject import Steering, Subject, cache_name
 
 _BATCH = 64
@@ -52,7 +51,6 @@ class Prefilled:
         self._batches = [ids[begin : begin + _BATCH] for begin in range(0, len(ids), _BATCH)]
         self._read: dict[int, _Read] = {}
         self._cache_name = cache_name(subject.model)
-        self._ends = end_tokens_of(subject.model) or [subject.tokenizer.eos_token_id]
 
     def replies(self, how: str = "", steering: Steering | None = None) -> list[str]:
         """Greedy replies, kept under the subject's cache.
@@ -64,7 +62,7 @@ class Prefilled:
         found: list[str] = []
         for number, batch in enumerate(self._batches):
             asked = hashlib.sha256(json.dumps(batch).encode()).hexdigest()
-            key = ["prefilled", how, self._tokens, asked]
+            key = ["prefilled", how, self._tokens, self.subject.ends, asked]
             found += self.subject.stored(key, partial(self._written, number, steering))
         return found
 
@@ -95,7 +93,7 @@ class Prefilled:
     def _continued(self, read: _Read) -> torch.Tensor:
         """Tokens of the replies, ends and what follows them as the first token that ends a reply, [batch, tokens]."""
         cache, mask, token = copy.deepcopy(read.cache), read.mask, read.first
-        ends = torch.tensor(self._ends, device=token.device)
+        ends = torch.tensor(self.subject.ends, device=token.device)
         said, over = [token], torch.isin(token, ends)
         while len(said) < self._tokens and not over.all():
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)

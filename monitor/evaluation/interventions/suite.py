@@ -16,8 +16,6 @@ from monitor.calibration.activations import Progress
 from monitor.calibration.corpus import Corpus, user_says
 from monitor.calibration.lines import Message
 from monitor.calibration.writers import Writer
-from monitor.capture.passes import decoder_blocks
-from monitor.errors import SetupError
 from monitor.evaluation.interventions.axes import AFFECT, Amounts, Axes, Floats, fit_axes, name_of, shards
 from monitor.evaluation.interventions.collateral import UNTOUCHED, Collateral, Costs, Knob, knob
 from monitor.evaluation.interventions.dose_response import DoseCost, off_target, window_of
@@ -54,13 +52,13 @@ class Sizes(NamedTuple):
 
     families: tuple[str, ...] = (AFFECT, "warmth", "contagion", "calm")
     doses: tuple[float, ...] = (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2)
-    prompts: int = 24
-    tokens: int = 32
-    null_prompts: int = 12
-    passages: int = 12
+    prompts: int = 16
+    tokens: int = 24
+    null_prompts: int = 8
+    passages: int = 8
     facts: int = 150
-    margins: int = 25
-    refusals: int = 16
+    margins: int = 12
+    refusals: int = 8
     judged: int = 12
     axes: Amounts = Amounts(texts=700, graded=100, turns=120, shuffled=5, matched=2)
 
@@ -98,11 +96,9 @@ def interventions(
         What was found, and the knob.
 
     Raises:
-        SetupError: The corpus is not the bank's, or the model to cap is of another shape.
+        SetupError: The corpus is not the bank's.
     """
     sizes = QUICK if quick else FULL
-    if capped and _shape(capped) != _shape(subject):
-        raise SetupError("--capped", "is of another width or depth than --model; name a version of the same shape")
     pushed = [name for name in sizes.families if name in (*subject.bank.card.families, AFFECT)]
     rng = np.random.default_rng(seed)
     nulls_drawn = sizes.axes.shuffled + sizes.axes.matched
@@ -242,10 +238,6 @@ class _Work:
         asked, emotions = self.asked(self._sizes.judged), emotions_of(self._subject, name)
         written = [asked.replies(each.how, each.generated) for each in pushes]
         return np.stack([rated(self._judge, emotions, asked.prompts, each, self._seed) for each in written])
-
-
-def _shape(subject: Subject) -> tuple[int, int]:
-    return subject.model.config.hidden_size, len(decoder_blocks(subject.model))
 
 
 def _prompts(count: int) -> list[list[Message]]:
