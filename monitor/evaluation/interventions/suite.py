@@ -65,8 +65,8 @@ class Sizes(NamedTuple):
 
 FULL = Sizes()
 QUICK = Sizes(
-    families=(AFFECT, "warmth"), doses=(-0.1, 0.0, 0.1), prompts=8, tokens=16, null_prompts=6, passages=4, facts=11,
-    margins=4, refusals=4, judged=4, axes=Amounts(texts=132, graded=12, turns=16, shuffled=5, matched=1),
+    families=(AFFECT,), doses=(-0.1, 0.0, 0.1), prompts=8, tokens=16, null_prompts=6, passages=4, facts=11,
+    margins=4, refusals=4, judged=4, axes=Amounts(texts=99, graded=12, turns=16, shuffled=5, matched=1),
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class _Size(NamedTuple):
 
 _FULL = _Size(4, 1, 2, Effort(steps=12, tried=24))
 _QUICK = _Size(2, 1, 1, Effort(steps=4, tried=16))
-_SPARED = ("padding_2x", "padding_8x", "padding_16x", "system_plain")
+_SPARED = ("padding_1x", "padding_2x", "padding_8x", "padding_16x", "system_plain", "typing")
 """Kinds of perturbation that the short form leaves out, beside compositions."""
 _CHECKED = 2500
 """Texts by others that are read at most, from all over their file."""
