@@ -49,11 +49,10 @@ def battery_rows(
     if subject.fingerprint != card.model.weights_fingerprint:
         return [_unknown(row) for row in card.battery]
     if quick:
-        return [*(_of_card(row, "the quick form measures it not anew") for row in card.battery), _missed(card.battery)]
+        return _stated(card.battery, "the quick form measures it not anew")
     name = str(card.estimator["name"])
     if name not in ESTIMATORS:
-        why = f"estimator {name!r} is not known here"
-        return [*(_of_card(row, why) for row in card.battery), _missed(card.battery)]
+        return _stated(card.battery, f"estimator {name!r} is not known here")
     made = calibrate(
         subject.name, lambda: (subject.model, subject.tokenizer), corpus, subject.cache / "activations",
         estimator=name, layers=card.layers,
@@ -62,8 +61,12 @@ def battery_rows(
     likeness = _likeness(subject.bank, made.bank)
     if likeness < SAME:
         why = f"the bank was made from another corpus: this one gives a direction at cosine {likeness:.3f} to it"
-        return [*(_of_card(row, why) for row in card.battery), _missed(card.battery)]
+        return _stated(card.battery, why)
     return _measured(subject.bank, made, texts, dialogues, likeness)
+
+
+def _stated(rows: Sequence[RowCard], why: str) -> list[Measure]:
+    return [*(_of_card(row, why) for row in rows), _missed(rows)]
 
 
 def _measured(
