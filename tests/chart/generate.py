@@ -79,6 +79,8 @@ def settings_schema() -> dict[str, Any]:
 
 def _reduced(said: dict[str, Any]) -> dict[str, Any]:
     chosen = {**said.get("anyOf", [{}])[0], **said}
+    if chosen.get("format") == "path":
+        chosen["minLength"] = 1  # the sidecar takes no path for the folder it runs in
     return {name: chosen[name] for name in _KEPT if name in chosen}
 
 

@@ -35,7 +35,12 @@ def read_values(file: Path) -> Document:
 
 
 def rendered_files(
-    values: Document, kube_version: str = NEWEST, *, chart: Path = CHART, namespace: str = NAMESPACE
+    values: Document,
+    kube_version: str = NEWEST,
+    *,
+    chart: Path = CHART,
+    release: str = RELEASE,
+    namespace: str = NAMESPACE,
 ) -> dict[str, str]:
     """Text of every template that a chart renders to, by its path, after its values have passed the schema.
 
@@ -43,7 +48,7 @@ def rendered_files(
         HelmValuesError: The schema refuses the values.
         HelmRenderError: A template does; the message is the chart's own.
     """
-    options = {"name": RELEASE, "namespace": namespace, "kube_version": f"v{kube_version}"}
+    options = {"name": release, "namespace": namespace, "kube_version": f"v{kube_version}"}
     with helm_python.Chart.load(chart) as loaded:
         loaded.validate_schema(values)
         # The SDK's own method lacks the version, which its library takes.

@@ -169,6 +169,34 @@ class TestInjection:
         with pytest.raises(ValueError, match="/spec/containers/0/args/- is no place"):
             native.admit(bare)
 
+    def test_leaves_the_sockets_folder_to_the_engine(self, native: Admission) -> None:
+        """An engine with something of its own there cannot have two: an error, nothing half done."""
+        mount = {"name": "theirs", "mountPath": "/run/affect-monitor"}
+        taken = pod(volumes=[{"name": "theirs", "emptyDir": {}}])
+        taken["spec"]["containers"][0]["volumeMounts"] = [mount]
+        with pytest.raises(ValueError, match="Index error"):
+            native.admit(taken)
+        # Not the engine's.
+        taken["spec"]["containers"][0]["volumeMounts"] = []
+        taken["spec"]["containers"].append({"name": "proxy", "image": "envoy", "volumeMounts": [mount]})
+        assert native.admit(taken)["spec"]["containers"][0]["volumeMounts"][0]["name"] == "affect-monitor-socket"
+
+    def test_takes_the_claim_of_a_stateful_set(self, native: Admission) -> None:
+        """Its pod has the volume for state already, which stays in the place of ours."""
+        claim = {"name": "affect-monitor-state", "persistentVolumeClaim": {"claimName": "affect-monitor-state-a-0"}}
+        admitted = native.admit(pod(volumes=[claim], securityContext={"fsGroup": 2000}))
+        kubernetes_validate.validate(admitted, "1.36", strict=True)
+        names = [each["name"] for each in admitted["spec"]["volumes"]]
+        assert sorted(names) == sorted(each["name"] for each in native.admit(pod())["spec"]["volumes"])
+        assert named(admitted["spec"]["volumes"], "affect-monitor-state") == claim
+
+    def test_keeps_the_engines_own_environment(self, classic: Admission) -> None:
+        """A variable that the engine's manifest sets is not set a second time."""
+        own = [{"name": "AFFECT_SIDECAR", "value": "unix:///run/affect-monitor/other.sock"}]
+        asking = pod()
+        asking["spec"]["containers"][0]["env"] = own
+        assert classic.admit(asking)["spec"]["containers"][0]["env"] == own
+
     def test_keeps_what_the_pod_has(self, native: Admission) -> None:
         """Volumes, init containers, annotations and groups of the pod's own stay, and ours come after them."""
         autoscaler = {"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "scratch"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
-from helm_engine import CHART, CI, NAMESPACE, Document, Render, documents, read_values, rendered_files
+from helm_engine import CHART, CI, NAMESPACE, NEWEST, Document, Render, documents, read_values, rendered_files
 
 from monitor.policy.schema import read_policy
 from monitor.settings import load_settings
@@ -15,39 +17,8 @@ from monitor.settings import load_settings
 BANKS = "/var/lib/affect-monitor-bank"
 DEMOS = [name for name, path in CI.items() if (read_values(path).get("demo") or {}).get("enabled")]
 """Values files with the example Deployment."""
-USING = """
-apiVersion: v1
-kind: Pod
-metadata:
-  name: engine
-  labels:
-    {{- include "affect-monitor.podLabels" (index .Subcharts "affect-monitor") | nindent 4 }}
-  annotations:
-    {{- include "affect-monitor.podAnnotations" (index .Subcharts "affect-monitor") | nindent 4 }}
-spec:
-  {{- with index .Subcharts "affect-monitor" }}
-  securityContext:
-    {{- include "affect-monitor.podSecurityContext" . | nindent 4 }}
-  {{- with include "affect-monitor.initContainers" . }}
-  initContainers:
-    {{- . | trim | nindent 4 }}
-  {{- end }}
-  containers:
-    - name: vllm
-      image: vllm/vllm-openai:v0.32.0
-      args:
-        - --model=assistant
-        {{- include "affect-monitor.engine.args" . | nindent 8 }}
-      volumeMounts:
-        {{- include "affect-monitor.engine.volumeMounts" . | nindent 8 }}
-    {{- with include "affect-monitor.containers" . }}
-    {{- . | nindent 4 }}
-    {{- end }}
-  volumes:
-    {{- include "affect-monitor.volumes" . | nindent 4 }}
-  {{- end }}
-"""
-"""A template of somebody else's chart."""
+EXAMPLE_CHART = re.compile(r"```yaml\n# (Chart\.yaml|templates/\S+)\n(.+?)```", re.DOTALL)
+"""Files of somebody else's chart, in the README."""
 
 
 def of_kind(made: list[Document], kind: str) -> Document:
@@ -67,7 +38,7 @@ def named(items: list[Document], name: str) -> Document:
 
 def all_containers(pod: Document) -> list[Document]:
     """Those of a pod that start first, and the others."""
-    return [*pod.get("initContainers", []), *pod["containers"]]
+    return [*(pod.get("initContainers") or []), *pod["containers"]]
 
 
 def settings(made: list[Document]) -> Document:
@@ -225,6 +196,26 @@ class TestSidecar:
         assert (told["threads"], told["audit_file"]) == (2, "/var/lib/affect-monitor/audit.db")
         assert told["state_file"] == "/var/lib/affect-monitor/state.json"
 
+    @pytest.mark.parametrize("values", [{"inject": {"enabled": True}}, {"config": {"rollPods": False}}])
+    def test_takes_a_setting_that_is_false(self, values: Document) -> None:
+        """What the chart would say itself is said otherwise by a value, and the notes go by it."""
+        files = rendered_files({**values, "settings": {"reload_on_change": False}})
+        assert settings(documents(files))["reload_on_change"] is False
+        assert "settings.reload_on_change is false" in files["affect-monitor/templates/NOTES.txt"]
+
+    def test_reads_any_value_as_text(self) -> None:
+        """Names that look like numbers, truths or comments reach Kubernetes as they are written."""
+        values = {
+            "demo": {"enabled": True, "model": "/m #1"},
+            "inject": {"enabled": True},
+            "token": {"secretName": "123", "key": "true"},
+            "bank": {"from": "claim", "claim": {"name": "123"}},
+        }
+        made = documents(rendered_files(values, release="123", namespace="123"))
+        for each in made:
+            kubernetes_validate.validate(each, NEWEST, strict=True)
+        assert "--model=/m #1" in named(template(made)["spec"]["containers"], "assistant")["args"]
+
 
 class TestAssignedIds:
     """Pods for clusters that give users and groups out themselves."""
@@ -353,17 +344,16 @@ class TestNetworkPolicy:
 
 
 class TestOtherCharts:
-    """Charts that depend on this one and include its templates."""
+    """Charts that depend on this one and include its templates, as its README says."""
 
     @pytest.fixture
     def other(self, tmp_path: Path) -> Path:
-        """A chart with an engine of its own."""
+        """The chart of the README, to the letter, with this one in it."""
         chart = tmp_path / "engine"
         (chart / "templates").mkdir(parents=True)
-        about = {"apiVersion": "v2", "name": "engine", "version": "1.0.0"}
-        depends = {"dependencies": [{"name": "affect-monitor", "version": "0.1.0"}]}
-        (chart / "Chart.yaml").write_text(yaml.safe_dump(about | depends))
-        (chart / "templates" / "pod.yaml").write_text(USING)
+        for name, text in EXAMPLE_CHART.findall((CHART / "README.md").read_text()):
+            about = "apiVersion: v2\nname: engine\nversion: 1.0.0\n" if name == "Chart.yaml" else ""
+            (chart / name).write_text(about + text)
         shutil.copytree(CHART, chart / "charts" / "affect-monitor")
         return chart
 
@@ -371,18 +361,39 @@ class TestOtherCharts:
     def test_get_the_same_sidecar(self, other: Path, render: Render, kind: str) -> None:
         """With the chart's values under its name, their pods have what the example's have."""
         values = {"sidecar": read_values(CI["classic"])["sidecar"]} if kind == "classic" else {}
-        values |= {"engine": {"args": ["--speculative-config", "{}"]}}
         made = documents(rendered_files({"affect-monitor": values}, chart=other))
-        pod = of_kind(made, "Pod")
-        example = template(render("classic" if kind == "classic" else "demo"))
+        kubernetes_validate.validate(of_kind(made, "Deployment"), NEWEST, strict=True)
+        pod, example = template(made), template(render("classic" if kind == "classic" else "demo"))
         assert named(all_containers(pod["spec"]), "affect-monitor") == named(
             all_containers(example["spec"]), "affect-monitor"
         )
         assert pod["spec"]["volumes"] == example["spec"]["volumes"][: len(pod["spec"]["volumes"])]
-        assert pod["spec"]["containers"][0]["args"] == ["--model=assistant", "--speculative-config", "{}"]
+        assert pod["spec"]["securityContext"] == example["spec"]["securityContext"]
+        assert pod["metadata"]["labels"].items() - {("app", "assistant")} <= example["metadata"]["labels"].items()
+        assert pod["metadata"]["annotations"] == example["metadata"]["annotations"]
         config = named(pod["spec"]["volumes"], "affect-monitor-config")["configMap"]["name"]
         assert of_kind(made, "ConfigMap")["metadata"] == {
             **of_kind(render("defaults"), "ConfigMap")["metadata"],
             "name": config,
             "namespace": NAMESPACE,
+        }
+
+    def test_tell_their_engine(self, other: Path) -> None:
+        """It gets options and environment of the values, and the socket."""
+        told = {"args": ["--speculative-config", "{}"], "env": [{"name": "AFFECT_SIDECAR", "value": "unix:///s"}]}
+        made = documents(rendered_files({"affect-monitor": {"engine": told}}, chart=other))
+        (engine,) = template(made)["spec"]["containers"]
+        assert engine["args"] == ["--model=assistant", *told["args"]]
+        assert engine["env"] == told["env"]
+        assert engine["volumeMounts"] == [{"name": "affect-monitor-socket", "mountPath": "/run/affect-monitor"}]
+
+    def test_do_without_by_a_condition(self, other: Path) -> None:
+        """Turned off, nothing of the sidecar is left in their pods and nothing else is made."""
+        (deployment,) = documents(rendered_files({"affect-monitor": {"enabled": False}}, chart=other))
+        kubernetes_validate.validate(deployment, NEWEST, strict=True)
+        assert deployment["spec"]["template"] == {
+            "metadata": {"labels": {"app": "assistant"}},
+            "spec": {
+                "containers": [{"name": "vllm", "image": "REGISTRY/vllm-affect:0.33.0", "args": ["--model=assistant"]}]
+            },
         }

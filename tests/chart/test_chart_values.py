@@ -15,16 +15,20 @@ from monitor.settings import SidecarSettings
 
 WRONG = {path.stem: path for path in (Path(__file__).parent / "wrong").glob("*.yaml")}
 REFUSED = {
+    "canary-without-its-demo": "'/canary/values/demo': additional properties 'enabled' not allowed",
+    "canary-that-scrapes": "'/canary/values': additional properties 'podMonitor' not allowed",
     "claim-without-name": "'/bank/claim/name': '' does not match pattern",
     "enabled-as-text": "'/inject/enabled': got string, want boolean",
     "folder-outside": "'/bank/claim/path': '../secrets' does not match pattern",
     "image-without-reference": "'/bank/image/reference': minLength: got 0, want 1",
     "limits-at-the-top": "'/sidecar/resources': additional properties 'memory' not allowed",
+    "everybody-may-look": "'/networkPolicy': missing property 'from'",
     "nobody-may-look": "'/networkPolicy/from': minItems: got 0, want 1",
     "policy-as-a-mapping": "'/policy': got object, want string",
     "seconds-as-text": "'/sidecar/drainSeconds': got string, want integer",
     "setting-of-the-chart": "'/settings': additional properties 'ingest' not allowed",
     "setting-out-of-range": "'/settings/sampling_rate': maximum: got 10, want 1",
+    "setting-without-file": "'/settings/state_file': minLength: got 0, want 1",
     "sum-too-short": "'/bank/url/sha256': '0123abcd' does not match pattern",
     "tag-as-a-digest": "'/image/digest': '0.1.0' does not match pattern",
     "typo-at-the-top": "additional properties 'netwrokPolicy' not allowed",
@@ -63,9 +67,9 @@ class TestSchema:
         assert set(known["properties"]) == set(SidecarSettings.model_fields) - MADE_BY_THE_CHART
 
     def test_knows_every_value(self) -> None:
-        """Every value of values.yaml has its place in the schema, and the schema has no place for another."""
+        """Every value of values.yaml has its place in the schema, which besides has those of charts around this one."""
         schema, values = json.loads(SCHEMA.read_text()), yaml.safe_load(VALUES.read_text())
-        assert set(schema["properties"]) == {*values, "global"}
+        assert set(schema["properties"]) == {*values, "global", "enabled"}
 
 
 class TestReadme:

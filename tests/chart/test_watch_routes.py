@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import yaml
 from helm_engine import CI, Document, documents, read_values, rendered_files
 from prometheus_tools import amtool
 
-from monitor.policy.schema import SHIPPED
+from monitor.policy.schema import SHIPPED, PolicyFile, read_policy
+from monitor.rules.alertmanager import fragment
+from monitor.rules.build import build
+from monitor.rules.manifest import origin, write
 
 
 def config(values: Document) -> Document:
@@ -89,6 +93,14 @@ class TestRefusals:
         """Its receiver has to be there."""
         with pytest.raises(helm_python.HelmError, match=r"severities\.info: nobody is none of"):
             config(self.changed(values, severities={"info": "nobody"}))
+
+    @pytest.mark.parametrize("other", [build, fragment], ids=["rules", "alertmanager"])
+    def test_routes_of_another_format(self, values: Document, other: Callable[[PolicyFile], Document]) -> None:
+        """Rules, and what Alertmanager reads itself, hold no such route, and the message says how one is made."""
+        policy = values["policy"]
+        given = write(other(read_policy(SHIPPED / "companion.yaml")), "a test") + origin(policy)
+        with pytest.raises(helm_python.HelmError, match=r"without spec\.route; .* --format alertmanagerconfig "):
+            config(self.changed(values, routes=given))
 
     def test_a_policy_with_time_zones(self, values: Document) -> None:
         """No routes are packaged for one; the message says how others are made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import helm_python
@@ -13,9 +14,10 @@ from helm_engine import CI, Document, Render, documents, read_values, rendered_f
 from prometheus_tools import promtool
 from watch_files import COMMAND, DASHBOARDS, kept_files, made_files
 
-from monitor.policy.schema import SHIPPED, read_policy
+from monitor.policy.schema import SHIPPED, PolicyFile, read_policy
+from monitor.rules.alertmanager import fragment
 from monitor.rules.build import build
-from monitor.rules.manifest import origin, write
+from monitor.rules.manifest import origin, prometheus_rule, write
 
 VERSIONS = Path(__file__).parents[2] / "alerts" / "tests" / "versions.yaml"
 OWN = Path(__file__).parents[1] / "rules" / "policy.yaml"
@@ -133,6 +135,25 @@ class TestRules:
         with pytest.raises(helm_python.HelmError, match="was made of another policy"):
             rendered_files(with_rules(changed, own_rules()))
 
+    @pytest.mark.parametrize(
+        "other",
+        [lambda policies: prometheus_rule(build(policies), "a"), fragment],
+        ids=["prometheusrule", "alertmanager"],
+    )
+    def test_of_another_format_are_refused(self, other: Callable[[PolicyFile], Document]) -> None:
+        """A resource of the operator's, or routes, hold no groups, and the message says how such are made."""
+        given = write(other(read_policy(OWN)), "a test") + origin(OWN.read_text())
+        with pytest.raises(helm_python.HelmError, match=r"another format, without groups; .* --format rules "):
+            rendered_files(with_rules(OWN.read_text(), given))
+
+    @pytest.mark.parametrize("rules", ["", own_rules()], ids=["packaged", "own"])
+    def test_are_of_a_policy_with_line_ends_of_windows(self, rules: str) -> None:
+        """A policy file is the same one with them."""
+        policy = OWN if rules else SHIPPED / "service-desk.yaml"
+        windows = policy.read_text().replace("\n", "\r\n")
+        rule = one(documents(rendered_files(with_rules(windows, rules))), "PrometheusRule")
+        assert rule["spec"] == build(read_policy(policy))
+
     @pytest.mark.servers
     @pytest.mark.parametrize("name", ["watch", "canary"])
     def test_pass_promtool(self, name: str, render: Render, tmp_path: Path) -> None:
@@ -163,6 +184,12 @@ class TestDashboards:
         for each in boards(watched):
             assert each["metadata"]["labels"]["grafana_dashboard"] == "1"
             assert each["metadata"]["annotations"] == {"grafana_folder": "affect"}
+
+    def test_may_go_without_the_label(self) -> None:
+        """Where Grafana's sidecar goes by something else, its label is taken away by null."""
+        values = {"dashboards": {"enabled": True, "labels": {"grafana_dashboard": None}}}
+        labels = [each["metadata"]["labels"] for each in documents(rendered_files(values))]
+        assert all(each == labels[0] for each in labels)
 
     def test_fit_into_a_config_map(self, watched: list[Document]) -> None:
         """Kubernetes takes a mebibyte, and kubectl apply a quarter of it, as it repeats them in an annotation."""

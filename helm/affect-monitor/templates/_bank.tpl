@@ -20,7 +20,7 @@
 {{- end -}}
 image: {reference: {{ $bank.image.reference | quote }}, pullPolicy: {{ $bank.image.pullPolicy }}}
 {{- else if eq $bank.from "claim" -}}
-persistentVolumeClaim: {claimName: {{ $bank.claim.name }}, readOnly: true}
+persistentVolumeClaim: {claimName: {{ $bank.claim.name | quote }}, readOnly: true}
 {{- else -}}
 emptyDir: {}
 {{- end -}}
@@ -30,7 +30,7 @@ emptyDir: {}
 {{- $bank := .Values.bank -}}
 {{- if eq $bank.from "initImage" -}}
 - name: affect-monitor-bank
-  image: {{ $bank.initImage.image }}
+  image: {{ $bank.initImage.image | quote }}
   imagePullPolicy: {{ $bank.initImage.pullPolicy }}
   command: {{ toJson $bank.initImage.command }}
   {{- include "affect-monitor.bank.rest" . | nindent 2 }}

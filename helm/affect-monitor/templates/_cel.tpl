@@ -20,14 +20,15 @@ maps of one type.
 {{- end -}}
 {{- end -}}
 
-{{/* Patches that append "items" to the list "field" of the pod, at "path" (CEL, both); it may not be there yet. */}}
+{{/* Patches that append "items" to the list "field" of the pod, at "path" (CEL, both); what the pod has by the same name stays instead. */}}
 {{- define "affect-monitor.cel.append" -}}
-{{- $path := .path -}}
-(has({{ .field }}) ? [] : [JSONPatch{op: "add", path: {{ $path }}, value: []}]) + [
-{{- range $at, $item := .items }}
-  {{ if $at }}, {{ end }}JSONPatch{op: "add", path: {{ $path }} + "/-", value: {{ include "affect-monitor.cel" $item }}}
+{{- $field := .field }}{{ $path := .path -}}
+(has({{ $field }}) ? [] : [JSONPatch{op: "add", path: {{ $path }}, value: []}])
+{{- range .items }} +
+(has({{ $field }}) && {{ $field }}.exists(each, each.name == {{ toJson .name }}) ? [] : [
+  JSONPatch{op: "add", path: {{ $path }} + "/-", value: {{ include "affect-monitor.cel" . }}}
+])
 {{- end }}
-]
 {{- end -}}
 
 {{/* Patches that add "entries" to the map "field", at "path"; what the pod says already stays. */}}

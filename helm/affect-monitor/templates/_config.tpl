@@ -28,5 +28,5 @@ policy.yaml: |
 {{- if .Values.token.secretName -}}
 {{- $_ := set $made "token_file" "/run/secrets/affect-monitor/token" -}}
 {{- end -}}
-{{ toYaml (merge (deepCopy .Values.settings) $made) }}
+{{ toYaml (mergeOverwrite $made (deepCopy .Values.settings)) }}
 {{- end -}}

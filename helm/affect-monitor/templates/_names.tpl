@@ -10,7 +10,7 @@
 {{/* What the tracks of the demo have in common. */}}
 {{- define "affect-monitor.demo.selector" -}}
 app.kubernetes.io/name: affect-monitor-demo
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* "stable", or "canary" within the scope of that track. */}}
@@ -26,7 +26,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* Labels of every object. */}}
 {{- define "affect-monitor.labels" -}}
 app.kubernetes.io/name: affect-monitor
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}

@@ -20,7 +20,7 @@ affect-monitor.io/sidecar: "true"
 {{- define "affect-monitor.podAnnotations" -}}
 {{ include "affect-monitor.localVolumesKey" . }}: {{ include "affect-monitor.localVolumes" . }}
 {{- if .Values.config.rollPods }}
-affect-monitor.io/config-checksum: {{ include "affect-monitor.config" . | sha256sum }}
+affect-monitor.io/config-checksum: {{ include "affect-monitor.config" . | sha256sum | quote }}
 {{- end }}
 {{- end -}}
 
@@ -147,9 +147,9 @@ seccompProfile: {type: RuntimeDefault}
 {{- with .Values.token }}{{ if .secretName }}
 - name: affect-monitor-token
   secret:
-    secretName: {{ .secretName }}
+    secretName: {{ .secretName | quote }}
     defaultMode: 0440
-    items: [{key: {{ .key }}, path: token}]
+    items: [{key: {{ .key | quote }}, path: token}]
 {{- end }}{{ end }}
 {{- end -}}
 
