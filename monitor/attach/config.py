@@ -88,7 +88,17 @@ def further_settings(written: Sequence[str]) -> dict[str, Any]:
             raise SetupError("--setting", f"{name!r} is no setting; write NAME=VALUE, as in max_open_turns=1000")
         if name in _FIXED:
             raise SetupError("--setting", f"{name} {_FIXED[name]}")
-    return {name: yaml.safe_load(value) for name, _, value in pairs}
+    return {name: _setting(name, value) for name, _, value in pairs}
+
+
+def _setting(name: str, written: str) -> Any:
+    try:
+        value = yaml.safe_load(written)
+    except (yaml.YAMLError, ValueError):  # ValueError: dates that are none
+        raise SetupError("--setting", f"{name}: {written!r} is not YAML; write it in quotes of its own") from None
+    if value is None and SidecarSettings.model_fields[name].default is not None:
+        raise SetupError("--setting", f"{name} takes no null; write a value, or leave it out")
+    return value
 
 
 def config_map(name: str, namespace: str | None, settings: Mapping[str, Any], policy: Path) -> dict[str, Any]:

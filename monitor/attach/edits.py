@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from monitor.attach.words import Word
 from monitor.errors import SetupError
 
 Path = tuple[str, ...]
@@ -22,10 +23,9 @@ def plain(node: Any) -> Any:
         return {str(key): plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [plain(item) for item in node]
-    for kind in (str, bool, int, float):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+    if isinstance(node, Word):
+        return node.value
+    return node if node is None or isinstance(node, bool | int | float) else str(node)
 
 
 def find(node: Any, path: Iterable[str]) -> Any:
@@ -162,7 +162,7 @@ def _assign(parent: dict[str, Any], key: str, value: Any) -> None:
     for index, (before, after) in enumerate(zip(old, value)):  # noqa: B905 - the rest is below
         if before != after:
             # A text of several lines stays one.
-            old[index] = type(before)(after) if isinstance(before, str) else after
+            old[index] = type(before)(after) if isinstance(before, str) and isinstance(after, str) else after
     del old[len(value) :]
     old.extend(value[len(old) :])
 

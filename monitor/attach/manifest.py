@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import ScalarEvent
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from monitor.attach.edits import plain
+from monitor.attach.words import Constructor, Representer, Resolver
 from monitor.errors import SetupError
 
 BORDER = "---\n"
@@ -23,8 +25,10 @@ _BORDER = re.compile(r"^(?:%.*\n(?:#.*\n|[ \t]*\n)*)*---(?=\s|$).*\n?", re.MULTI
 # Comments that are indented may be lines of a text.
 _END = re.compile(r"(?:^(?:#.*|\.\.\.[ \t]*|[ \t]*)\n)*\Z", re.MULTILINE)
 _KEEPS_BLANKS = re.compile(r"[|>][0-9]?\+")
-_TRUTHS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
-_SEQUENCE = re.compile(r"^( *)(?! |-|#)[^\n]*:[ \t]*\n(?: *(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
+_SEQUENCE = re.compile(r"^( *)(?! |-|#)[^\n]*:[ \t]*(?:[ \t]#[^\n]*)?\n(?: *(?:#[^\n]*)?\n)*\1( *)- ", re.MULTILINE)
+_INDENT = re.compile(r"\A[{[]\n( +)")
+# What JSON may hold as it is, and YAML may not.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Document:
         end: Blank lines and comments behind it.
         content: What it says; changed in place.
         keeps_comments: Whether comments stay when it is changed.
+        is_json: Whether it is JSON, and stays so.
     """
 
     text: str
@@ -44,25 +49,35 @@ class Document:
     end: str = ""
     content: Any = None
     keeps_comments: bool = True
+    is_json: bool = False
     _before: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._before = plain(self.content)
 
     def written(self) -> str:
-        """The document as text; as it was, where nothing has changed."""
+        """The document as text; as it was, where nothing has changed.
+
+        Raises:
+            SetupError: It would be read as something else.
+        """
         if plain(self.content) == self._before:
             return self.border + self.text + self.end
-        text = StringIO()
-        _yaml(self.text).dump(self.content, text)
-        return self.border + text.getvalue() + self.end
+        text = _json(self.content, self.text) if self.is_json else _dumped(self.content, self.text)
+        if plain(_document(text, "").content) != plain(self.content):
+            raise SetupError(
+                "manifest",
+                "would not be read back as it is; write its folded texts (>), above all those with indented lines, "
+                "as | or in quotes",
+            )
+        return self.border + text + self.end
 
 
 def read(text: str) -> list[Document]:
     """Reads the documents of a file; line ends of Windows are those of Unix in them.
 
     Raises:
-        SetupError: It is not YAML.
+        SetupError: It is not YAML, or a template of it.
     """
     text = text.replace(ends_of(text), "\n")
     borders = list(_BORDER.finditer(text))
@@ -72,15 +87,17 @@ def read(text: str) -> list[Document]:
         _document(text[start:end], border)
         for start, end, border in zip(starts, ends, ["", *(border[0] for border in borders)], strict=True)
     ]
-    # What is before the first border is no document unless it says something.
-    return documents if documents[0].text or len(documents) == 1 else documents[1:]
+    first, *others = documents
+    if first.text or not others:
+        return documents
+    # What is before the first border is no document unless it says something, but its comments stay.
+    others[0].border = first.end + others[0].border
+    return others
 
 
 def added(content: dict[str, Any], border: str = "") -> Document:
     """A document that is not in the file yet, below a border."""
-    text = StringIO()
-    _yaml("").dump(_blocks(content), text)
-    return Document(text.getvalue(), border, content=content)
+    return Document(_dumped(_blocks(content), ""), border, content=content)
 
 
 def ends_of(text: str) -> str:
@@ -110,12 +127,33 @@ def _document(text: str, border: str) -> Document:
     end = behind[0] if behind and not _KEEPS_BLANKS.search(text) else ""
     text = text.removesuffix(end)
     try:
+        return Document(text, border, end, json.loads(text), is_json=True)
+    except ValueError:
+        content = _parsed(text)
+    shared = _shares(content, set())
+    # What several places share cannot be changed in one of them.
+    return Document(text, border, end, _unshared(content) if shared else content, not shared)
+
+
+def _parsed(text: str) -> Any:
+    try:
         content = _yaml(text).load(text)
     except (YAMLError, ValueError) as error:
         raise SetupError("manifest", f"is not YAML: {' '.join(str(error).split())}") from None
-    shared = _shares(content, set())
-    # What several places share cannot be changed in one of them.
-    return Document(text, border, end, plain(content) if shared else content, not shared)
+    if _is_template(content):
+        raise SetupError(
+            "manifest", "has a key that is no text, as a template has ({{ }}); render it first, as by helm template"
+        )
+    return content
+
+
+def _is_template(node: Any) -> bool:
+    """Whether a part of a document has keys like those that are read from ``{{ .Values.name }}``."""
+    if isinstance(node, list):
+        return any(map(_is_template, node))
+    return isinstance(node, dict) and any(
+        isinstance(key, Mapping | tuple) or _is_template(value) for key, value in node.items()
+    )
 
 
 def _shares(node: Any, seen: set[int]) -> bool:
@@ -128,24 +166,42 @@ def _shares(node: Any, seen: set[int]) -> bool:
     return any(_shares(item, seen) for item in (node.values() if isinstance(node, dict) else node))
 
 
+def _unshared(node: Any) -> Any:
+    """A part of a document, its values as they are written, in places of its own."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(item) for item in node] if isinstance(node, list) else node
+
+
+def _json(content: Any, like: str) -> str:
+    """JSON with the indents of a text; readable as YAML too, which it becomes behind a document of YAML."""
+    found = _INDENT.match(like)
+    text = json.dumps(content, indent=len(found[1]) if found else None, ensure_ascii=False)
+    return _ESCAPED.sub(lambda one: f"\\u{ord(one[0]):04x}", text) + "\n"
+
+
+def _dumped(content: Any, like: str) -> str:
+    """YAML with the indents of a text."""
+    text = StringIO()
+    _yaml(like).dump(content, text)
+    return text.getvalue()
+
+
 def _yaml(text: str) -> YAML:
     """Reads and writes with the indents of a text."""
     yaml = YAML()
-    yaml.Representer = _Representer if _leaves_out(text) else _WithNulls
+    yaml.Resolver, yaml.Constructor = Resolver, Constructor
+    yaml.Representer = Representer if _leaves_out(text) else _WithNulls
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
     found = _SEQUENCE.search(text)
-    offset = len(found[2]) - len(found[1]) if found else 0
+    offset = len(found[2]) if found else 0
     yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
     return yaml
 
 
-class _Representer(RoundTripRepresenter):
-    """Writes nothing where there is no value."""
-
-
-class _WithNulls(_Representer):
-    """Writes null there, as kubectl does."""
+class _WithNulls(Representer):
+    """Writes null where there is no value, as kubectl does."""
 
 
 def _leaves_out(text: str) -> bool:
@@ -154,18 +210,10 @@ def _leaves_out(text: str) -> bool:
     return any(scalar.value == "" and scalar.style is None for scalar in scalars)
 
 
-def _quoted(representer: Any, text: str) -> Any:
-    """A text, in quotes where kubectl's older YAML would read a truth value."""
-    style = "'" if text.lower() in _TRUTHS else None
-    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
 def _null(representer: Any, _: None) -> Any:
     return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
-_Representer.add_representer(str, _quoted)
-_WithNulls.add_representer(str, _quoted)
 _WithNulls.add_representer(type(None), _null)
 
 
