@@ -46,8 +46,8 @@ _MOST_FRAME = (4 << 20) + (64 << 10)
 """Rows of 4 MiB and what belongs to them: larger frames gain nothing, and copying one keeps the interpreter."""
 _DEFAULT_MAX_FRAME = 4 << 20
 """What gRPC servers take unless told otherwise: for a sidecar that does not say."""
-_EVENTS_IN_FRAME = 4000
-"""The sidecar takes a few more, and the engine waits for the lock under which they are gathered."""
+_EVENTS_IN_FRAME = 250
+"""Few, since the engine waits for the lock under which they are gathered: 2 ms for so many."""
 _FRAME_OVERHEAD, _EVENT_OVERHEAD = 256, 8
 """Upper bounds, in bytes, of what a frame and an event cost beside names, messages and rows."""
 _TURN_LIMIT = "turn_limit"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from monitor.wire.codec import DTYPES
@@ -56,11 +58,10 @@ class Step(NamedTuple):
             return self if held else None
         if not any(held):
             return None
-        keep = torch.repeat_interleave(torch.tensor(held), torch.tensor(self.counts))
+        keep = np.repeat(held, self.counts)
         spans = zip(held, self.request_ids, self.starts, self.counts, strict=True)
         ids, starts, counts = zip(*(span for take, *span in spans if take), strict=True)
-        tokens = [token for token, take in zip(self.token_ids, keep.tolist(), strict=True) if take]
-        return Step(ids, starts, counts, tokens, self.rows[keep])
+        return Step(ids, starts, counts, list(compress(self.token_ids, keep)), self.rows[torch.from_numpy(keep)])
 
     def fitting(self, room: int, row_bytes: int) -> tuple[int, int]:
         """How many leading rows of so many bytes fit into ``room``, and at most how many bytes they take."""

@@ -39,21 +39,31 @@ class Source:
 
 
 class Stream:
-    """A stream, of whose waits one may fail."""
+    """A stream of a second GPU."""
 
-    waits, failing = 0, 0
+    device = torch.device("cuda", 1)
 
     def wait_stream(self, _other: object) -> None:
         """Nothing is under way."""
 
-    def record_event(self) -> Stream:
-        """Is its own event."""
-        return self
+
+class Event:
+    """An event, that one may wait for in vain."""
+
+    made, failing = 0, 0
+
+    def __init__(self, *, blocking: bool) -> None:
+        assert blocking, "waiting must not take a core"
+        Event.made += 1
+        self._fails = Event.made == Event.failing
+
+    def record(self, stream: Stream) -> None:
+        """Is recorded on the stream of copies."""
+        assert isinstance(stream, Stream)
 
     def synchronize(self) -> None:
         """Waits, or fails."""
-        self.waits += 1
-        if self.waits == self.failing:
+        if self._fails:
             raise RuntimeError("injected")
 
 
@@ -95,12 +105,17 @@ def fails(*_args: Any, **_named: Any) -> NoReturn:
 
 
 @pytest.fixture
-def stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's stream, as far as it is used."""
+def devices(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A GPU's stream, as far as it is used; devices that a thread chose."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(Event, "made", 0)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(HostCopies, "_to_host", lambda _self, part: part.as_subclass(torch.Tensor))
+    return chosen
 
 
 def test_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +126,7 @@ def test_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     assert breaker.errors == STEPS
 
 
-@pytest.mark.usefixtures("stream")
+@pytest.mark.usefixtures("devices")
 def test_no_memory_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that cannot be made is missing, and the others come."""
     whole, copies = HostCopies._to_host, iter(range(STEPS))
@@ -121,10 +136,21 @@ def test_no_memory_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert breaker.errors == 1
 
 
-@pytest.mark.usefixtures("stream")
+@pytest.mark.usefixtures("devices")
 def test_a_wait_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that waits goes on after an error."""
-    monkeypatch.setattr(Stream, "failing", 2)
+    monkeypatch.setattr(Event, "failing", 2)
     breaker = Breaker()
     check(emitted(breaker), {"r1"})
     assert breaker.errors == 1
+
+
+def test_nothing_is_lost_at_the_end(devices: list[torch.device]) -> None:
+    """Closing waits for what was handed over, by a thread that works on the device of the rows alone."""
+    client = Recorder()
+    emitter = Emitter(Source(), Breaker(), lambda: client)  # type: ignore[arg-type,return-value]
+    for step in range(STEPS):
+        emitter.emit(plan_of(step))
+    emitter.close()
+    check(client, set())
+    assert devices == [Stream.device]

@@ -89,6 +89,10 @@ class TestTaps:
         """Where steps are scheduled ahead, and rows become final in a later step or after their request has ended."""
         passes(version, "taps_ahead")
 
+    def test_without_ends(self, version: str) -> None:
+        """On a pipeline's stage whose steps vLLM does not end."""
+        passes(version, "taps_without_ends")
+
 
 @each_version
 class TestErrors:

@@ -69,6 +69,22 @@ def test_rows_from_the_prefix_cache() -> None:
         assert [tuple(one)[:3] for one in plan.missing] == missing
 
 
+def test_a_long_cached_prefix_comes_over_several_steps() -> None:
+    """A step has no more rows than there is room for; what is left of them at the end is told as dropped."""
+    ledger, tokens = Ledger(BLOCK, most=5), list(range(20))
+    ledger.begin(begin("a", 20), tokens)
+    plans = [step(ledger, Scheduled("a", [0, 1, 2, 3, 4, 5], True, 18, 2))]
+    tokens.append(20)
+    plans.append(step(ledger, Scheduled("a", [], False, 20, 1)))
+    tokens.append(21)
+    assert ledger.finish("a", 21, STOP)
+    plans.append(step(ledger))
+    assert [(plan.starts, plan.counts) for plan in plans] == [([0], [5]), ([5], [5]), ([10], [5])]
+    assert plans[2].slots.tolist() == [10, 11, 12, 13, 14]
+    assert plans[2].tails == [Missing("a", 15, tokens[15:21], ingest_pb2.GAP_REASON_DROPPED)]
+    assert plans[2].ends[0].total_tokens == 21
+
+
 def test_request_never_scheduled_leaves_no_trace() -> None:
     """A request that is aborted in the queue is neither begun nor ended."""
     ledger = Ledger(BLOCK)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from monitor.capture.breaker import Breaker
 from monitor.capture.emitter import Emitter
-from monitor.capture.plan import Begin
+from monitor.capture.plan import Begin, StepPlan
 from monitor.capture.vllm.ledger import Ledger, Scheduled
 from monitor.capture.vllm.tapped import TappedRows
 from monitor.wire.v1 import ingest_pb2
@@ -122,21 +123,19 @@ class Engine:
         self.free += request.blocks
         request.blocks, request.computed, request.fresh = [], 0, True
 
-    def step(self, runs: list[Run], *, late: bool = False, taps: bool = True, followed: bool = True) -> None:
-        """Runs a step; ``late``: slots are told after the model has run."""
+    def step(self, runs: list[Run], *, taps: bool = True, followed: bool = True) -> None:
+        """Runs a step."""
         plan = self.ledger.take()
         plan.runs = bool(runs)
         self.ledger.fill(plan, [self._schedule(run) for run in runs])
         each = [(run.request, run.start + at, token) for run in runs for at, token in enumerate(run.tokens)]
         slots = [request.blocks[at // BLOCK] * BLOCK + at % BLOCK for request, at, _ in each]
         told = torch.tensor([*slots, -1, -1]) if runs and followed else None
-        self.tapped.begin(plan, None if late else told)
+        self.tapped.begin(plan, told)
         if taps:
             rows = [[1000 * request.number + position, token] for request, position, token in each]
             # Padding is computed like any token.
             self.memory[: len(rows) + 2, 0] = torch.tensor([*rows, [-1, -1], [-1, -1]], dtype=torch.float32)
-        if late and told is not None:
-            self.tapped.follow(told)
         self.emitter.emit(plan)
 
     def update(self, runs: list[Run]) -> None:
@@ -222,7 +221,7 @@ def test_every_row_is_its_tokens_own(ahead: bool, data: st.DataObject) -> None:
     under_way: list[Run] = []
     for _ in range(data.draw(st.integers(1, 25), "steps")):
         runs = data.draw(st.permutations(_runs(data, engine, ahead=ahead, under_way=under_way)), "order")
-        engine.step(runs, late=data.draw(st.booleans(), "late"))
+        engine.step(runs)
         engine.update(under_way if ahead else runs)
         under_way = runs if ahead else []
     for request in (one for one in engine.requests if not one.done):
@@ -320,3 +319,20 @@ def test_slots_beyond_the_cache_are_not_followed() -> None:
     assert taken is not None
     assert taken.there is not None
     assert taken.there.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_that_is_no_number_is_a_row(kind: torch.dtype) -> None:
+    """A model that computes NaN for the first token of a step costs no other request its rows."""
+    rows = torch.zeros(TOKENS + KEPT, 1, 2, dtype=kind)
+    tapped = TappedRows(rows, TOKENS, BLOCKS * BLOCK)
+    plan = StepPlan(slots=np.array([3, 4]))
+    for run in (True, False):
+        tapped.begin(plan, torch.tensor([3, 4]))
+        if run:
+            rows[0], rows[1] = torch.nan, 1.0
+        taken = tapped.take(plan)
+        assert taken is not None
+        assert taken.there is not None
+        assert taken.there.tolist() == [run, run]
+        assert not run or (taken.rows[0].isnan().all() and (taken.rows[1] == 1.0).all())

@@ -218,6 +218,16 @@ def taps_ahead() -> None:
         _play(asynchronous=True, second_runner=second_runner, tapped=True)
 
 
+def taps_without_ends() -> None:
+    """The same on a stage whose steps vLLM does not end: the next one does."""
+    play = Play(Setup(asynchronous=True, tapped=True, unended=True), 0, FOLDER)
+    play.run()
+    play.judge_serving()
+    play.judge_rows()
+    play.judge_whole(play.requests)
+    assert play.listener.cached
+
+
 # -- several workers, several engines ---------------------------------------------------------------------------------
 
 
@@ -297,7 +307,7 @@ def _inside(play: Play) -> dict[str, tuple[Any, str]]:
     ledger, sender = play.scheduler.connector._ledger, play.workers[0].connector
     emitter, tapped = sender._emitter, sender._tapped
     if tapped is not None:
-        return {"step_slots": (compat, "step_slots"), **{name: (tapped, name) for name in ("begin", "follow", "take")}}
+        return {"step_slots": (compat, "step_slots"), **{name: (tapped, name) for name in ("begin", "_follow", "take")}}
     return {
         **{name: (compat, name) for name in ("is_followed", "begin", "tokens", "scheduled", "runs", "end_reason")},
         **{f"ledger.{name}": (ledger, name) for name in ("begin", "fill", "finish")},

@@ -60,6 +60,7 @@ class Setup:
         workers: Tensor-parallel workers.
         rank: Data-parallel rank.
         tapped: Whether rows are taken from taps, and the engine speculates.
+        unended: Whether the first model runner ends no step, as on a pipeline's stages before the last.
     """
 
     asynchronous: bool = False
@@ -69,6 +70,7 @@ class Setup:
     workers: int = 1
     rank: int = 0
     tapped: bool = False
+    unended: bool = False
 
     def config(self, folder: Path) -> VllmConfig:
         """VLLM's configuration for it."""
@@ -95,7 +97,7 @@ class Setup:
             tensor_parallel_size=self.workers,
             speculative_config=_NGRAMS if self.tapped else _EXTRACTION,
             kv_transfer_config=transfer,
-            additional_config={"hybrid": self.hybrid, "tapped": self.tapped},
+            additional_config={"hybrid": self.hybrid, "tapped": self.tapped, "unended": self.unended},
         ).create_engine_config()
         # CPUs have neither of these; what they change of scheduling needs no device.
         config.scheduler_config.async_scheduling = self.asynchronous
@@ -267,8 +269,11 @@ class Worker:
         output, batch, slots, told = self._running
         self.cache[slots // self._block_size, :, slots % self._block_size] = self._rows(batch)
         sampled = {part.request_id: self._sample(part) for part in batch}
+        # A drafter writes its own slots where those of the step were.
+        slots.fill_(int(slots[-1]))
         if self._second is None:
-            KVConnectorModelRunnerMixin.finalize_kv_connector()
+            if not self.config.additional_config["unended"]:
+                KVConnectorModelRunnerMixin.finalize_kv_connector()
         elif hasattr(self._second, "finalize_step"):
             told = self._second.post_forward(output.finished_req_ids, defer_finalize=True)
             self._second.finalize_step()
@@ -317,7 +322,7 @@ class Worker:
         if "input_batch" in signature(second.pre_forward).parameters:
             names = [part.request_id for part in batch]
             told = SimpleNamespace(idx_mapping=None, req_ids=names, num_tokens=len(slots))
-            second.pre_forward(output, told, attention)
+            second.pre_forward(output, told, attn_metadata=attention)
         else:
             second.pre_forward(output, attn_metadata=attention)
         self._run_taps(batch)

@@ -17,7 +17,7 @@ from monitor.capture.vllm import SUPPORTED
 CHECKS = (
     "known", "hooks", "completeness", "imports", "requests", "followed", "ends",
     "scheduling", "scheduling_of_the_second_runner", "scheduling_ahead", "scheduling_ahead_of_the_second_runner",
-    "taps", "taps_ahead", "tensor_parallel", "data_parallel",
+    "taps", "taps_ahead", "taps_without_ends", "tensor_parallel", "data_parallel",
     "errors_once", "errors_five_times", "errors_for_ever", "errors_at_the_start", "nonsense", "shutdown",
     "unknown_version",
 )  # fmt: skip

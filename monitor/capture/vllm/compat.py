@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KVConnectorBase_V1", "KVConnectorMetadata", "KVConnectorRole", "SupportsHMA"]
 
+_ATTENTION: ContextVar[Any] = ContextVar("attention", default=None)
+"""Attention metadata of the step that is about to run, where there is no forward context."""
 _UNIQUE_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 _SIBLING_PREFIX = re.compile(r"^\d+_")
 
@@ -268,17 +272,39 @@ def attention_group(kv_cache_config: Any) -> tuple[int, int, str]:
     raise LookupError("no cache group of this model keeps every token; taps need one to tell tokens apart")
 
 
-def step_slots(layer: str, attention: Any = None) -> torch.Tensor | None:
-    """Cache slots of the tokens of the step under way, -1 for padding; None where they are not told.
+def note_attention() -> None:
+    """Has ``step_slots`` know the slots of steps that replay a whole graph, for which there is no forward context.
+
+    Connectors are told them by ``start_load_kv``; before vLLM 0.33 that comes when a drafter has written its own slots
+    in their place.
+    """
+    from vllm.v1.worker.gpu.kv_connector import ActiveKVConnector
+
+    inner = getattr(ActiveKVConnector.pre_forward, "__wrapped__", ActiveKVConnector.pre_forward)
+
+    @wraps(inner)
+    def pre_forward(self: Any, *arguments: Any, **named: Any) -> None:
+        before = _ATTENTION.set(named.get("attn_metadata"))
+        try:
+            inner(self, *arguments, **named)
+        finally:
+            _ATTENTION.reset(before)
+
+    ActiveKVConnector.pre_forward = pre_forward
+
+
+def step_slots(layer: str) -> torch.Tensor | None:
+    """Cache slots of the tokens of the step that is about to run, -1 for padding; None where they are not told.
 
     Args:
         layer: Name of a layer of the cache group.
-        attention: Attention metadata of the layers, where there is no forward context: replay of a whole graph.
     """
     from vllm.forward_context import get_forward_context, is_forward_context_available
 
-    if attention is not None:
-        return getattr(attention.get(layer), "slot_mapping", None) if isinstance(attention, dict) else None
+    attention = _ATTENTION.get()
+    if isinstance(attention, dict):
+        slots: torch.Tensor | None = getattr(attention.get(layer), "slot_mapping", None)
+        return slots
     told = get_forward_context().slot_mapping if is_forward_context_available() else None
     return told.get(layer) if isinstance(told, dict) else None
 

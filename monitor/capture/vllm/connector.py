@@ -12,7 +12,7 @@ from monitor.capture.introduction import Introduction
 from monitor.capture.plan import StepPlan
 from monitor.capture.vllm import SUPPORTED, compat
 from monitor.capture.vllm.cached import CachedRows
-from monitor.capture.vllm.ledger import Ledger
+from monitor.capture.vllm.ledger import MOST_ROWS, Ledger
 from monitor.capture.vllm.placing import TAPS
 from monitor.capture.vllm.tapped import TappedRows
 
@@ -62,7 +62,8 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
                 tapped = compat.is_tapped(vllm_config)
                 find = compat.attention_group if tapped else compat.cache_group
                 self._group, block_size, *_ = find(kv_cache_config)
-                self._ledger = Ledger(block_size, keeps_cached=not tapped)
+                tokens, _ = compat.step_room(vllm_config)
+                self._ledger = Ledger(block_size, keeps_cached=not tapped, most=max(MOST_ROWS, 2 * tokens))
 
     # -- what vLLM asks of every connector ----------------------------------------------------------------------------
 
@@ -94,15 +95,7 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         """Nothing is loaded."""
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Loads nothing; where a whole graph is replayed, this is where the slots of the step are told."""
-        del forward_context
-        attention = kwargs.get("attn_metadata")
-        if self._tapped is None or attention is None or self._breaker.open:
-            return
-        with self._breaker.guard("start_load_kv"):
-            slots = compat.step_slots(self._layer, attention)
-            if slots is not None:
-                self._tapped.follow(slots)
+        """Nothing is loaded."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing is loaded."""
@@ -180,6 +173,9 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
 
     def bind_connector_metadata(self, connector_metadata: AffectMetadata) -> None:
         """Receives the plan of a step that is about to run."""
+        if self.has_connector_metadata() and self._get_connector_metadata() is not connector_metadata:
+            # A pipeline's stage that is not the last ends no step while there are drafts: the next one does.
+            self.clear_connector_metadata()
         super().bind_connector_metadata(connector_metadata)
         if self._tapped is None:
             return
@@ -215,5 +211,6 @@ class AffectConnector(compat.KVConnectorBase_V1, compat.SupportsHMA):  # type: i
         if TAPS.rows is None:
             raise LookupError("no taps were placed; what was said when the model was loaded tells why")
         _, block_size, self._layer = compat.attention_group(self._kv_cache)
+        compat.note_attention()
         tokens, _ = compat.step_room(self._config)
         return TappedRows(TAPS.rows, tokens, self._kv_cache.num_blocks * block_size)

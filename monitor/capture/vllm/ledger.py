@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+MOST_ROWS = 16_384
+"""Rows gathered in a step, unless a step may have about as many tokens: engines leave no memory for more."""
+
+
 class Scheduled(NamedTuple):
     """A request's part in a step."""
 
@@ -53,11 +57,14 @@ class Ledger:
         keeps_cached: Whether rows lie beside the KV cache, for as long as it does: rows of tokens served from the
             prefix cache can then be had, and blocks of requests that are over stay until theirs were taken. If not,
             plans say which rows must be kept meanwhile.
+        most: Most rows of a plan, where they are kept: a long prefix that was cached comes over several steps, and what
+            is left of it when the request is over is told as dropped.
     """
 
-    def __init__(self, block_size: int, *, keeps_cached: bool = True) -> None:
+    def __init__(self, block_size: int, *, keeps_cached: bool = True, most: int = MOST_ROWS) -> None:
         self._block_size = block_size
         self._keeps_cached = keeps_cached
+        self._most = most
         self._requests: dict[str, _Request] = {}
         self._next = StepPlan()
 
@@ -72,7 +79,8 @@ class Ledger:
 
     def fill(self, plan: StepPlan, scheduled: Iterable[Scheduled]) -> None:
         """Adds to a plan what becomes final with a step."""
-        slots, pending = [plan.slots], [plan.pending]
+        slots: list[int] = []
+        pending: list[int] = []
         for part in scheduled:
             request = self._requests.get(part.request_id)
             if request is None or request.lost:
@@ -84,7 +92,9 @@ class Ledger:
             end = part.computed + part.tokens
             ready = min(end, len(request.tokens))
             if not self._keeps_cached and end > max(ready, request.sent):
-                pending.append(self._slots(request, max(ready, request.sent), end))
+                pending += self._slots(request, max(ready, request.sent), end)
+            if self._keeps_cached:
+                ready = min(ready, request.sent + self._most - len(plan.slots) - len(slots))
             if ready <= request.sent:
                 continue
             if not request.announced:
@@ -93,8 +103,9 @@ class Ledger:
             if not self._keeps_cached and part.replaces and part.computed > request.sent:
                 self._skip(plan, request, min(part.computed, ready))
             if ready > request.sent:
-                slots.append(self._send(plan, request, ready))
-        plan.slots, plan.pending = np.concatenate(slots), np.concatenate(pending)
+                slots += self._send(plan, request, ready)
+        plan.slots = np.append(plan.slots, np.array(slots, np.int64))
+        plan.pending = np.array(pending, np.int64)
 
     def finish(self, request_id: str, computed: int, reason: int) -> bool:
         """Ends a request.
@@ -115,13 +126,15 @@ class Ledger:
         processed = known - 1 if known > request.begin.prompt_length else min(computed, known)
         self._next.ends.append(End(request_id, max(request.sent, processed), reason))
         ready = request.sent if request.lost else max(request.sent, min(computed, processed))
+        if self._keeps_cached:
+            ready = min(ready, request.sent + self._most - len(self._next.slots))
         if processed > ready:
             lost = Missing(request_id, ready, list(request.tokens[ready:processed]), ingest_pb2.GAP_REASON_DROPPED)
             self._next.tails.append(lost)
         if ready == request.sent:
             return False
         slots = self._send(self._next, request, ready)
-        self._next.slots = np.concatenate([self._next.slots, slots])
+        self._next.slots = np.append(self._next.slots, np.array(slots, np.int64))
         self._next.over = len(self._next.slots)
         if self._keeps_cached:
             self._next.held.append(request_id)
@@ -137,7 +150,7 @@ class Ledger:
         plan.missing.append(Missing(request.begin.request_id, request.sent, list(request.tokens[request.sent : end])))
         request.sent = end
 
-    def _send(self, plan: StepPlan, request: _Request, end: int) -> np.ndarray:
+    def _send(self, plan: StepPlan, request: _Request, end: int) -> list[int]:
         """Adds the span from what was sent to ``end``; returns its slots."""
         start = request.sent
         tokens = request.tokens[start:end]  # first: the columns of a plan are of one length, whatever fails
@@ -148,10 +161,11 @@ class Ledger:
         request.sent = end
         return self._slots(request, start, end)
 
-    def _slots(self, request: _Request, start: int, end: int) -> np.ndarray:
-        """Slots of the positions from ``start`` to ``end``."""
+    def _slots(self, request: _Request, start: int, end: int) -> list[int]:
+        """Slots of the positions from ``start`` to ``end``, block by block: most spans lie in one."""
         size = self._block_size
-        first = start // size
-        blocks = np.asarray(request.blocks[first : (end - 1) // size + 1], np.int64)
-        inside = np.arange(start - first * size, end - first * size)
-        return blocks[inside // size] * size + inside % size
+        slots: list[int] = []
+        for number in range(start // size, (end - 1) // size + 1):
+            first = (request.blocks[number] - number) * size
+            slots += range(first + max(start, number * size), first + min(end, (number + 1) * size))
+        return slots

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from monitor.capture.plan import StepPlan
 
 _NOBODY = -1
+_UNWRITTEN = {2: (torch.int16, 0x7FA1), 4: (torch.int32, 0x7FA10001)}
+"""By the bytes of a number: bits, read as an integer, of a NaN that no arithmetic makes."""
 
 
 class TappedRows:
@@ -24,8 +26,8 @@ class TappedRows:
     each token. All is looked up there, and the engine never waits: the device keeps where the newest row of each slot
     lies, and whose each row is. What was overwritten, or never written, is found to be so and told as missing.
 
-    For each step ``begin``, then ``follow`` unless ``begin`` knew the slots, then ``take``; after a step for which one
-    of these was left out or failed, rows of earlier steps are not trusted.
+    For each step ``begin``, then ``take``; after a step for which one of these was left out or failed, or whose slots
+    were not known, rows of earlier steps are not trusted.
 
     Args:
         rows: [tokens + kept, layers, hidden]; taps write into the first, and the others are for rows to be kept.
@@ -36,6 +38,9 @@ class TappedRows:
     def __init__(self, rows: torch.Tensor, tokens: int, slots: int) -> None:
         self.hidden_size = int(rows.shape[2])
         self._rows = rows
+        kind, self._unwritten = _UNWRITTEN[rows.element_size()]
+        self._first = rows[0].view(kind)[:, 0]
+        """Beginning of the first token's row of each layer, as integers."""
         self._tokens = tokens
         self._slots = slots
         self._owners = torch.full((len(rows),), _NOBODY, device=rows.device)
@@ -56,26 +61,18 @@ class TappedRows:
 
         Args:
             plan: Of this step. Rows of requests that are over are taken now: their slots may be another's in it.
-            slots: Slot of each of its tokens, if they are known yet; -1 for padding.
+            slots: Slot of each of its tokens, -1 for padding; None where they are not known.
         """
         if not self._sound:
             self._owners[self._tokens :] = _NOBODY
         self._sound = self._followed = False
         self._owners[: self._tokens] = _NOBODY
         # A tap that does not run in this step leaves these as they are.
-        self._rows[0, :, 0] = torch.nan
+        self._first[:] = self._unwritten
         self._over = self._find(plan.slots[: plan.over]) if plan.over else None
         if slots is not None:
-            self.follow(slots)
+            self._follow(slots)
         self._begun = True
-
-    def follow(self, slots: torch.Tensor) -> None:
-        """Learns the slot of each token of the step; -1 for padding."""
-        slots = slots[: self._tokens]
-        slots = torch.where((slots >= 0) & (slots < self._slots), slots, _NOBODY)
-        self._owners[: len(slots)] = slots
-        self._places[slots] = torch.arange(len(slots), device=slots.device)
-        self._followed = True
 
     def take(self, plan: StepPlan) -> Taken | None:
         """Takes the rows of a plan after its step has run, and keeps those that may become final later."""
@@ -98,13 +95,20 @@ class TappedRows:
             rows, there = torch.cat([self._over[0], rows]), torch.cat([self._over[1], there])
         return Taken(rows, there)
 
+    def _follow(self, slots: torch.Tensor) -> None:
+        slots = slots[: self._tokens]
+        slots = torch.where((slots >= 0) & (slots < self._slots), slots, _NOBODY)
+        self._owners[: len(slots)] = slots
+        self._places[slots] = torch.arange(len(slots), device=slots.device)
+        self._followed = True
+
     def _find(self, slots: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of the newest rows of some slots, and which of them are there."""
         if len(slots) and slots.max() >= self._slots:
             raise IndexError(f"slot {slots.max()} lies beyond the {self._slots} of the cache")
         wanted = to_device(slots, self._rows.device)
         places = self._places[wanted]
-        written = (places >= self._tokens) | ~self._rows[0, :, 0].isnan().any()
+        written = (places >= self._tokens) | (self._first != self._unwritten).all()
         return self._rows[places], written & (self._owners[places] == wanted)
 
     def _keep(self, slots: NDArray[np.int64], rows: torch.Tensor, there: torch.Tensor) -> None:
