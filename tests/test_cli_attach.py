@@ -13,6 +13,7 @@ from commands import Result, Run, runner
 BANK = ("--bank", "smollm2-135m-instruct")
 CONFIG = ("--config", "affect")
 ENGINE = {"name": "engine", "image": "vllm/vllm-openai:v0.32.0", "args": ["org/model"]}
+EXPANDED = """vllm serve m -sc '{"method": "extract_hidden_states", "draft": '"\\"$DRAFT\\"}" """
 
 Manifest = Callable[..., Path]
 
@@ -99,8 +100,13 @@ class TestWhichContainer:
         ("container", "seen"),
         [
             ({"image": "vllm/vllm-openai", "args": ["m"]}, "vLLM"),
+            ({"image": "gitlab.example.org/a/dependency_proxy/containers/vllm/vllm-openai:1", "args": ["m"]}, "vLLM"),
+            ({"image": "lmcache/vllm-openai@sha256:0", "args": ["m"]}, "vLLM"),
+            ({"image": "kserve/huggingfaceserver", "args": ["m"]}, "vLLM"),
+            ({"image": "registry:5000/proxy/lmsysorg/sglang", "args": ["--model-path", "m"]}, "SGLang"),
             ({"image": "registry:5000/own", "command": ["vllm", "serve", "m"]}, "vLLM"),
             ({"image": "own", "command": ["bash", "-lc", "exec python -m vllm.entrypoints.openai.api_server"]}, "vLLM"),
+            ({"image": "own", "command": ["bash", "-c", "p=$(f $(g)); vllm serve m"], "args": None}, "vLLM"),
             ({"image": "own", "command": ["/run.sh"], "args": ["--gpu-memory-utilization=0.9"]}, "vLLM"),
             ({"image": "own", "command": ["sglang", "serve", "--model-path", "m"]}, "SGLang"),
             ({"image": "own", "command": ["transformers", "serve"]}, "transformers"),
@@ -128,14 +134,63 @@ class TestWhichContainer:
         assert "--engine" in run("attach", file, *BANK, *CONFIG, "--container", "a").error
         assert engine_of(run("attach", file, *BANK, *CONFIG, "--container", "a", "--engine", "vllm"))["args"][0] == "m"
 
-    def test_a_router_is_none(self, run: Run, manifest: Manifest) -> None:
-        """Images that are called after an engine and run none are left alone."""
-        file = manifest({"name": "router", "image": "org/vllm-router:1"}, ENGINE)
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"image": "org/vllm-router:1"},
+            {"image": "registry.example.org/vllm/nginx:1"},
+            {"image": "busybox", "command": ["sh", "-c", "n=$(( $(date +%s) - 60 )); echo $n"]},
+            {"image": "busybox", "args": ["sh", "-c", "echo '"]},
+        ],
+    )
+    def test_others_are_left_alone(self, run: Run, manifest: Manifest, other: dict[str, Any]) -> None:
+        """Images that are called after an engine and run none, and scripts that cannot be read."""
+        file = manifest({"name": "other", **other}, ENGINE)
         assert "beside container engine" in run("attach", file, *BANK, *CONFIG).err
+
+    @pytest.mark.parametrize(
+        ("named", "watched", "other"), [("leader/vllm", 0, "worker/vllm"), ("worker/vllm", 1, "leader/vllm")]
+    )
+    def test_pods_whose_containers_have_one_name(
+        self, run: Run, tmp_path: Path, named: str, watched: int, other: str
+    ) -> None:
+        """The pod's role before the name tells them apart; what is not watched is told."""
+        template = {"spec": {"containers": [{**ENGINE, "name": "vllm"}]}}
+        pods = {"leaderTemplate": template, "workerTemplate": template}
+        document = {"kind": "LeaderWorkerSet", "metadata": {"name": "x"}, "spec": {"leaderWorkerTemplate": pods}}
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(document))
+        asked = run("attach", tmp_path / "x.yaml", *BANK, *CONFIG)
+        assert "leader/vllm, worker/vllm all seem to run an engine" in asked.error
+        done = run("attach", tmp_path / "x.yaml", *BANK, *CONFIG, "--container", named)
+        assert f"sidecar added beside container {named}" in done.err
+        assert f"container {other} is seen to run an engine too, and is not watched" in done.err
+        changed = yaml.safe_load(done.out)["spec"]["leaderWorkerTemplate"]
+        specs = [changed[name]["spec"] for name in pods]
+        assert ["initContainers" in spec for spec in specs] == [watched == 0, watched == 1]
 
 
 class TestWhatIsWritten:
-    """YAML that kubectl's older reader takes for the same."""
+    """Arguments where the engine sees them, and YAML that kubectl's older reader takes for the same."""
+
+    @pytest.mark.parametrize(
+        "started",
+        [
+            {"command": ["/usr/bin/tini", "--"], "args": ["bash", "-c", "vllm serve m; true"]},
+            {"command": ["/usr/bin/env", "bash", "-c"], "args": ["vllm serve m; true"]},
+            {"args": ["/bin/bash", "-e", "-o", "errexit", "-c", "vllm serve m; true", "name"]},
+            {"command": ["sh", "-ceu"], "args": ["p=$((8000 + ${I:-0}))\nexec vllm serve m --port $p; true"]},
+            {"args": ["sh", "-c", "vllm serve m --port $(( (1 + 1) * 4000 )); true"]},
+        ],
+    )
+    def test_arguments_go_into_a_script(self, run: Run, manifest: Manifest, started: dict[str, Any]) -> None:
+        """Behind the engine's own, whatever starts the shell; all words around the script stay."""
+        container = {"name": "engine", "image": "own", **started}
+        changed = engine_of(run("attach", manifest(container), *BANK, *CONFIG))
+        before, after = ([*each.get("command", []), *each["args"]] for each in (container, changed))
+        ((old, new),) = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+        start, end = old.split("; true")
+        assert new.startswith(f"{start} --speculative-config ")
+        assert new.endswith(f"; true{end}")
 
     def test_texts_that_look_like_truth_values(self, run: Run, tmp_path: Path) -> None:
         """A text such as on or no stays a text, in a file with aliases too, whose quotes are lost."""
@@ -151,6 +206,12 @@ class TestWhatIsWritten:
 
 class TestWhatIsTold:
     """Notes on what was attached."""
+
+    @pytest.mark.parametrize(("namespace", "told"), [({}, ""), ({"namespace": "inference"}, " -n inference")])
+    def test_how_a_patch_is_applied(self, run: Run, manifest: Manifest, namespace: dict[str, str], told: str) -> None:
+        """With the workload's namespace, where it says one."""
+        done = run("attach", manifest(ENGINE, metadata={"name": "x", **namespace}), *BANK, *CONFIG, "--patch")
+        assert f"kubectl patch Deployment/x{told} --type strategic --patch-file FILE" in done.err
 
     @pytest.mark.parametrize(
         ("theirs", "group"), [({}, {"fsGroup": 10001, "fsGroupChangePolicy": "OnRootMismatch"}), ({"fsGroup": 7}, {})]
@@ -200,12 +261,17 @@ class TestWhatIsRefused:
             ({"args": ["m", "--speculative-config", '{"method": "ngram"}']}, "--capture tap leaves that place to you"),
             ({"args": ["m", "--kv-transfer-config", '{"kv_connector": "NixlConnector"}']}, "use --capture tap"),
             ({"args": ["m"], "env": [{"name": "VLLM_PLUGINS", "value": "a"}]}, "set VLLM_PLUGINS=a,affect_monitor"),
-            ({"args": "--model m"}, "args: is no list"),
-            ({"name": ""}, "one has no name"),
+            ({"args": "--model m"}, "containers/0/args: is not as Kubernetes has it: Input should be a valid list"),
+            ({"env": {"A": "b"}}, "containers/0/env: is not as Kubernetes has it"),
+            ({"env": [{"value": "b"}]}, "containers/0/env/0/name: is not as Kubernetes has it: Field required"),
+            ({"name": ""}, "containers/0/name: is not as Kubernetes has it"),
+            ({"name": 1}, "containers/0/name: is not as Kubernetes has it"),
             ({"image": "org/vllm-own", "args": None}, "write them out as args"),
             ({"command": ["sh", "-c", "/start.sh --max-model-len 4"]}, "its script shows no start of vllm"),
             ({"command": ["sh", "-c", "vllm serve a & vllm serve b"]}, "starts the engine more than once"),
-            ({"command": ["sh", "-c", "vllm serve a --port $((80 + 1))"]}, "write the arguments as a list"),
+            ({"args": ["tini", "--", "sh", "-c", "/start.sh"]}, "container engine sh -c: its script shows no start"),
+            ({"command": ["sh", "-c", "vllm serve a --port $(b"]}, "container engine sh -c: cannot be read from"),
+            ({"args": ["sh", "-c", EXPANDED]}, "into which the shell fills nothing; write it in them yourself"),
             ({"volumeMounts": [{"name": "affect-monitor-socket", "mountPath": "/x"}]}, "was not added by attach"),
             (
                 {"volumeMounts": [{"name": "own", "mountPath": "/run/affect-monitor/"}]},
@@ -225,6 +291,36 @@ class TestWhatIsRefused:
         assert done.code == 2
         assert done.error.startswith("error Deployment/x ")
         assert told in done.error
+
+    @pytest.mark.parametrize(
+        ("pod", "metadata", "place"),
+        [
+            ({"terminationGracePeriodSeconds": "60"}, {}, "spec/template/spec/terminationGracePeriodSeconds"),
+            ({"volumes": {"data": {}}}, {}, "spec/template/spec/volumes"),
+            ({"initContainers": [None]}, {}, "spec/template/spec/initContainers/0"),
+            (
+                {"securityContext": {"supplementalGroups": 7}},
+                {},
+                "spec/template/spec/securityContext/supplementalGroups",
+            ),
+            ({}, {"annotations": ["a"]}, "metadata/annotations"),
+        ],
+    )
+    @pytest.mark.parametrize("command", [("attach", *BANK, *CONFIG), ("detach",)])
+    def test_what_kubernetes_would_not_take(
+        self,
+        run: Run,
+        manifest: Manifest,
+        command: tuple[str, ...],
+        pod: dict[str, Any],
+        metadata: dict[str, Any],
+        place: str,
+    ) -> None:
+        """The place is told, whichever way the file goes."""
+        file = manifest(ENGINE, pod=pod, metadata={"name": "x", **metadata})
+        done = run(command[0], file, *command[1:])
+        assert done.code == 2
+        assert done.error.startswith(f"error Deployment/x {place}: is not as Kubernetes has it: Input should be")
 
     def test_a_pod_that_has_the_sidecar_from_elsewhere(self, run: Run, manifest: Manifest) -> None:
         """It is left to whoever added it."""

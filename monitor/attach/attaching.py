@@ -11,10 +11,11 @@ from monitor.attach.arguments import Arguments
 from monitor.attach.capturing import Wanted, captured_by, command_line
 from monitor.attach.command import CommandLine
 from monitor.attach.conflicts import check_arguments, check_folder, check_mounts, check_port
-from monitor.attach.edits import Edits, Path, find, undo
+from monitor.attach.edits import Edits, Path, find, plain, undo
 from monitor.attach.engine import Engine
 from monitor.attach.pod import GROUP, INGEST, LOCAL_VOLUMES, SIDECAR, SOCKET, Sidecar
-from monitor.attach.workload import Inference, Pod, find_inference, pods_of, title
+from monitor.attach.shape import check_shape
+from monitor.attach.workload import Inference, Pod, find_inference, other_engines, pods_of, title
 from monitor.errors import SetupError
 
 RECORD = "affect-monitor.io/attached"
@@ -24,7 +25,7 @@ _GRACE_SECONDS = 30
 
 
 def attach(manifest: dict[str, Any], wanted: Wanted) -> list[str] | None:
-    """Attaches the sidecar to a workload, in place; what was attached before is set anew.
+    """Attaches the sidecar to a workload, in place; what was attached to it before is set anew.
 
     Args:
         manifest: A workload.
@@ -32,16 +33,19 @@ def attach(manifest: dict[str, Any], wanted: Wanted) -> list[str] | None:
 
     Returns:
         What was done, what could not be checked and what to know, a sentence each; None where nothing in it is seen to
-        run an engine, and it is as it was.
+        run an engine: it is as it was, attached to or not.
 
     Raises:
         SetupError: It cannot be attached to; says what to do instead.
     """
-    with _told_of(manifest):
-        _undo(manifest)
-        inference = find_inference(manifest, wanted.container, wanted.engine)
+    with _told_of(title(manifest)):
+        check_shape(manifest)
+        before = plain(manifest)
+        _undo(before)
+        inference = find_inference(before, wanted.container, wanted.engine)
         if inference is None:
             return None
+        _undo(manifest)
         _check_mode(manifest)
         told = _attached(manifest, wanted, inference)
         check_mounts(manifest)
@@ -57,32 +61,38 @@ def detach(manifest: dict[str, Any]) -> list[str] | None:
     Raises:
         SetupError: What was attached cannot be told from the rest any more, or somebody else's container uses it.
     """
-    with _told_of(manifest):
+    with _told_of(title(manifest)):
+        check_shape(manifest)
         left = _undo(manifest)
         if left is not None:
             check_mounts(manifest)
         return left
 
 
+def is_attached(manifest: dict[str, Any]) -> bool:
+    """Whether a workload has the record of attach."""
+    return find(manifest, ("metadata", "annotations", RECORD)) is not None
+
+
 @contextmanager
-def _told_of(manifest: dict[str, Any]) -> Iterator[None]:
-    """Errors say of which workload they are."""
+def _told_of(what: str) -> Iterator[None]:
+    """Errors say of what they are."""
     try:
         yield
     except SetupError as error:
-        raise SetupError(f"{title(manifest)} {error.field}", error.message) from None
+        raise SetupError(f"{what} {error.field}", error.message) from None
 
 
 def _undo(manifest: dict[str, Any]) -> list[str] | None:
-    annotations = find(manifest, ("metadata", "annotations")) or {}
-    if RECORD not in annotations:
+    if not is_attached(manifest):
         return None
+    annotations = find(manifest, ("metadata", "annotations"))
     try:
         steps = json.loads(annotations[RECORD])["steps"]
         # First, so that what was made to hold it goes with it.
         del annotations[RECORD]
         return undo(manifest, steps)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         raise SetupError(
             RECORD, "is no record of what was attached; apply the manifest from before attach in its place"
         ) from None
@@ -92,14 +102,13 @@ def _attached(manifest: dict[str, Any], wanted: Wanted, inference: Inference) ->
     edits = Edits(manifest)
     annotations = edits.holder(("metadata", "annotations"))
     container = find(manifest, inference.container)
-    line = command_line(container, inference)
-    check_arguments(inference.container[-1], line.arguments)
-    captured = captured_by(container, line, wanted, inference.engine)
-    notes = [
-        f"sidecar added beside container {inference.container[-1]}: {captured.how}",
-        *captured.notes,
-    ]
-    for key, value in line.changed(container, captured.arguments).items() if captured.arguments else ():
+    with _told_of(f"container {inference.name}"):
+        line = command_line(container, inference)
+        check_arguments(line.arguments)
+        captured = captured_by(container, line, wanted, inference.engine)
+        changed = line.changed(container, captured.arguments) if captured.arguments else {}
+    notes = [f"sidecar added beside container {inference.name}: {captured.how}", *captured.notes]
+    for key, value in changed.items():
         edits.put((*inference.container, key), value)
     if inference.engine is Engine.SGLANG:
         edits.put((*inference.container, "env", "AFFECT_SIDECAR"), {"name": "AFFECT_SIDECAR", "value": INGEST})
@@ -113,6 +122,8 @@ def _attached(manifest: dict[str, Any], wanted: Wanted, inference: Inference) ->
         notes += _add_sidecar(edits, manifest, pod, wanted)
     if len(sharing) > 1:
         notes.append("pipeline stages are in pods of their own, and one of them sends: every pod has a sidecar")
+    others = other_engines(manifest, [path for _, path in sharing])
+    notes += [f"container {name} is seen to run an engine too, and is not watched" for name in others]
     annotations[RECORD] = json.dumps({"version": 1, "steps": edits.steps}, separators=(",", ":"))
     return list(dict.fromkeys([*notes, *_workload_notes(manifest)]))
 
@@ -192,7 +203,7 @@ def _other_stages(manifest: dict[str, Any], inference: Inference, line: CommandL
 def _check_mode(manifest: dict[str, Any]) -> None:
     annotations = find(manifest, ("metadata", "annotations")) or {}
     mode = annotations.get("serving.kserve.io/deploymentMode")
-    if manifest.get("kind") == "InferenceService" and mode in {"Serverless", "Knative", "ModelMesh"}:
+    if manifest.get("kind") == "InferenceService" and str(mode) in {"Serverless", "Knative", "ModelMesh"}:
         raise SetupError(
             "serving.kserve.io/deploymentMode", f"{mode} takes no init container that stays; set it to Standard"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from monitor.attach import Capture
 from monitor.attach.arguments import Arguments
 from monitor.attach.command import CommandLine
-from monitor.attach.engine import Engine, command_of, repository
+from monitor.attach.engine import Engine, command_of, image_name
 from monitor.attach.match import check_bank
 from monitor.attach.model import find_model
 from monitor.attach.pod import INGEST, Sidecar
@@ -68,28 +68,26 @@ def command_line(container: dict[str, Any], inference: Inference) -> CommandLine
     """The engine's command line, which further arguments can be added to.
 
     Raises:
-        SetupError: It is not to be seen in the manifest.
+        SetupError: It is not to be seen in the manifest, or cannot be read.
     """
-    name = inference.container[-1]
     line = command_of(container, inference.engine)
     if line is None and inference.engine is Engine.TRANSFORMERS:
         return CommandLine([], None)  # which takes none
     if line is None:
         raise SetupError(
-            f"container {name}",
+            "sh -c",
             f"its script shows no start of {inference.engine.value}; write command and args as lists, with the "
             "engine's program",
         )
     # A model of KServe's adds its arguments to those of the runtime, and one's own server takes none.
     may_lack = inference.container[-2] != "containers" or inference.engine is Engine.TRANSFORMERS
-    if not line.arguments and line.command is None and not line.script and not may_lack:
-        image = repository(str(container.get("image", "")))
-        if container.get("command") or image.rpartition("/")[2] not in _BARE:
-            raise SetupError(
-                f"container {name}",
-                "has no args, so those of its image count, which are not to be seen here and would be replaced; "
-                "write them out as args",
-            )
+    is_bare = not container.get("command") and image_name(container) in _BARE
+    if not line.arguments and line.command is None and not line.script and not may_lack and not is_bare:
+        raise SetupError(
+            "args",
+            "is not there, so those of the image count, which are not to be seen here and would be replaced; "
+            "write them out as args",
+        )
     return line
 
 
@@ -129,7 +127,7 @@ def captured_by(container: dict[str, Any], line: CommandLine, wanted: Wanted, en
 
 def _usual_capture(container: dict[str, Any]) -> Capture:
     """Mode ``tap`` on CPUs, where vLLM draws wrong tokens beside any speculative method."""
-    return Capture.TAP if "cpu" in repository(str(container.get("image", ""))) else Capture.CACHE
+    return Capture.TAP if "cpu" in image_name(container) else Capture.CACHE
 
 
 def _image_notes(container: dict[str, Any], wanted: Wanted, engine: Engine) -> list[str]:

@@ -1,6 +1,6 @@
 """The command line of an engine in a container: where its arguments stand, and how they are written back.
 
-Arguments stand in ``args``, in ``command``, or in a script that a shell is given by ``-c``.
+Arguments stand in ``args``, in ``command``, or in a script that a shell is given by ``-c``, whatever starts that shell.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from monitor.errors import SetupError
@@ -17,13 +16,22 @@ from monitor.errors import SetupError
 Start = Callable[[Sequence[str]], "int | None"]
 """Where, in the words of a command, the arguments of an engine begin; None where it starts none."""
 
-_SHELLS = {"ash", "bash", "dash", "sh", "zsh"}
+_SHELL = re.compile(
+    r"(?<![^\0])(?:[^\0]*/)?(?:ash|bash|dash|sh|zsh)\0(?:[-+][^\0]*\0(?:[^-+\0][^\0]*\0)?)*?-[a-z]*c[a-z]*\0"
+)
+"""In words with NUL between them: a shell, its options with a value or without, and what its script is behind."""
 _BLANK = re.compile(r"(?:[ \t]|\\\n)+|#[^\n]*")
 _OPERATOR = re.compile(r"&>>?|\d*(?:>>|>|<)(?:&\d*-?)?|&&|\|\||;;|[;&|()\n]")
+_QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*\""""
+_NESTED = ""
+for _ in range(4):
+    # What $( ) holds, as in $(( (1 + 2) * 3 )).
+    _NESTED = rf"""(?:[^()'"\\]|\\.|{_QUOTED}|\({_NESTED}\))*"""
 _WORD = re.compile(
-    r"""(?:\\[^\n]|'[^']*'|"(?:\\.|[^"\\])*"|\$\([^()]*\)|\$\{[^}]*\}|`[^`]*`|\$(?!\()|[^\s;&|<>()'"\\`$])+""",
-    re.DOTALL,
+    rf"""(?:\\[^\n]|{_QUOTED}|\$\({_NESTED}\)|\$\{{[^}}]*\}}|`[^`]*`|\$(?!\()|[^\s;&|<>()'"\\`$])+""", re.DOTALL
 )
+_FIXED = re.compile(r"""(?:\\.|'[^']*'|"(?:\\.|[^"\\`$])*"|[^'"\\`$])*""", re.DOTALL)
+"""A word that the shell fills nothing into."""
 
 
 class _Word(NamedTuple):
@@ -56,10 +64,13 @@ class CommandLine:
         Args:
             container: The container this was read from.
             arguments: The engine's arguments: those there were, some maybe left out, and further ones behind them.
+
+        Raises:
+            SetupError: One that goes holds what the shell fills in, so that it cannot be written anew.
         """
         if self.script is not None:
             key, index, words = self.script
-            parts = [str(part) for part in container[key]]
+            parts = _parts(container, key)
             parts[index] = _rewritten(parts[index], words, self.arguments, arguments)
             return {key: parts}
         if self.command is not None and not self.has_args:
@@ -70,10 +81,7 @@ class CommandLine:
 
 
 def _parts(container: dict[str, Any], key: str) -> list[str]:
-    told = container.get(key) or []
-    if not isinstance(told, list):
-        raise SetupError(key, "is no list; write one item for each argument")
-    return [str(part) for part in told]
+    return [str(part) for part in container.get(key) or ()]
 
 
 def read_command(container: dict[str, Any], start: Start) -> CommandLine | None:
@@ -88,7 +96,7 @@ def read_command(container: dict[str, Any], start: Start) -> CommandLine | None:
         None where a shell's script shows no start of the engine.
 
     Raises:
-        SetupError: A script starts it more than once, or cannot be read; arguments are no list.
+        SetupError: A script starts it more than once, or cannot be read.
     """
     command, args = (_parts(container, key) for key in ("command", "args"))
     script = _script_index(command, args)
@@ -104,19 +112,17 @@ def read_command(container: dict[str, Any], start: Start) -> CommandLine | None:
 
 def words_of(container: dict[str, Any]) -> list[str]:
     """Every word of a container's command, those of a shell's script too."""
-    command = [str(part) for part in (*(container.get("command") or ()), *(container.get("args") or ()))]
-    return [word for part in command for word in (part.split() if " " in part else [part])]
+    parts = [*_parts(container, "command"), *_parts(container, "args")]
+    return [word for part in parts for word in (part.split() if " " in part else [part])]
 
 
 def _script_index(command: Sequence[str], args: Sequence[str]) -> tuple[str, int] | None:
-    words = [*command, *args]
-    if not command or PurePosixPath(command[0]).name not in _SHELLS:
+    words = "\0".join([*command, *args])
+    shell = _SHELL.search(words)
+    if shell is None:
         return None
-    for index, word in enumerate(words[1:-1], start=1):
-        if re.fullmatch(r"-[a-z]*c", word):
-            at = index + 1
-            return ("command", at) if at < len(command) else ("args", at - len(command))
-    return None
+    at = words.count("\0", 0, shell.end())
+    return ("command", at) if at < len(command) else ("args", at - len(command))
 
 
 def _in_script(container: dict[str, Any], key: str, index: int, start: Start) -> CommandLine | None:
@@ -166,6 +172,7 @@ def _rewritten(script: str, words: Sequence[_Word], before: Sequence[str], after
         if kept < len(after) and after[kept] == value:
             kept += 1
         else:
+            _check_fixed(words[position])
             dropped.append(position)
     added = "".join(f" {shlex.quote(word)}" for word in after[kept:])
     end = words[-1].end
@@ -173,3 +180,13 @@ def _rewritten(script: str, words: Sequence[_Word], before: Sequence[str], after
     for position in reversed(dropped):
         script = script[: words[position - 1].end] + script[words[position].end :]
     return script
+
+
+def _check_fixed(word: _Word) -> None:
+    """Whether a word that goes, to be written anew in quotes, is the same whoever reads it."""
+    if not _FIXED.fullmatch(word.text):
+        raise SetupError(
+            "sh -c",
+            f"{word.text} would be written anew in single quotes, into which the shell fills nothing; write it in them "
+            "yourself, with $(NAME) for a variable of the container's, which Kubernetes fills in",
+        )

@@ -117,8 +117,8 @@ def config_map(name: str, namespace: str | None, settings: Mapping[str, Any], po
 
 def is_made(document: Any) -> bool:
     """Whether a document is a ConfigMap that attach wrote."""
-    labels = find(document, ("metadata", "labels")) or {}
-    return find(document, ["kind"]) == "ConfigMap" and labels.items() >= MADE.items()
+    labels = [find(document, ("metadata", "labels", name)) for name in MADE]
+    return find(document, ["kind"]) == "ConfigMap" and labels == list(MADE.values())
 
 
 def checksum(config: Mapping[str, Any]) -> str:

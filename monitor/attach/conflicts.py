@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from posixpath import normpath
 from typing import Any
 
 from monitor.attach.arguments import Arguments
 from monitor.attach.edits import find
 from monitor.attach.pod import FOLDER, PORT, SIDECAR, SOCKET
-from monitor.attach.workload import Pod, containers_of, pods_of
+from monitor.attach.workload import NAME, NAMESPACE, RUNTIMES, Pod, containers_of, pods_of, title
 from monitor.errors import SetupError
 
 _PREFIX = "affect-monitor-"
@@ -44,7 +45,7 @@ def check_port(manifest: dict[str, Any], pod: Pod) -> None:
             raise SetupError(f"{_told(container)} ports", _SHARED)
 
 
-def check_arguments(name: str, arguments: Sequence[str]) -> None:
+def check_arguments(arguments: Sequence[str]) -> None:
     """Whether the arguments of an engine name the sidecar's port for nothing of its own.
 
     Raises:
@@ -53,7 +54,7 @@ def check_arguments(name: str, arguments: Sequence[str]) -> None:
     given = Arguments(arguments)
     for option in sorted(given.names):
         if option.endswith("port") and given.get(option) == str(PORT):
-            raise SetupError(f"container {name} {option}", _SHARED)
+            raise SetupError(option, _SHARED)
 
 
 def check_mounts(manifest: dict[str, Any]) -> None:
@@ -74,6 +75,26 @@ def check_mounts(manifest: dict[str, Any]) -> None:
                         "is of a volume that comes and goes with the sidecar; take this mount out, or its container, "
                         "and try again",
                     )
+
+
+def check_runtimes(attached: Sequence[dict[str, Any]]) -> None:
+    """Whether no service of KServe's is attached to beside the runtime that it names.
+
+    Args:
+        attached: All workloads that have the sidecar.
+
+    Raises:
+        SetupError: One is: KServe makes one pod of the two, which would have the sidecar twice.
+    """
+    place = ("spec", "predictor", "model", "runtime")
+    for service, runtime in product(attached, attached):
+        is_there = find(runtime, NAMESPACE) in {None, find(service, NAMESPACE)}
+        if runtime.get("kind") in RUNTIMES and is_there and find(service, place) == find(runtime, NAME):
+            raise SetupError(
+                f"{title(service)} {'/'.join(place)}",
+                f"is {title(runtime)}, and KServe makes one pod of the two, which would have the sidecar twice; have "
+                "one of them in the file: the service, or the runtime for all services that name it",
+            )
 
 
 def _told(container: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from monitor.attach.command import CommandLine, read_command, words_of
+from monitor.errors import SetupError
 
 
 class Engine(str, Enum):
@@ -44,9 +45,9 @@ _FLAGS = {
 }
 
 
-def repository(image: str) -> str:
-    """An image's name without tag and digest."""
-    return re.sub(r"(:[^:/]*)?(@.*)?$", "", image)
+def image_name(container: dict[str, Any]) -> str:
+    """The last part of its image's name, without tag and digest: what is before it is a registry's or a mirror's."""
+    return re.sub(r"(:[^:/]*)?(@.*)?$", "", str(container.get("image", ""))).rpartition("/")[2]
 
 
 def recognise(container: dict[str, Any], formats: Sequence[str] = ()) -> Engine | None:
@@ -57,13 +58,11 @@ def recognise(container: dict[str, Any], formats: Sequence[str] = ()) -> Engine 
         formats: Names of model formats, of a KServe model that leaves its image to a runtime.
     """
     for engine in (Engine.VLLM, Engine.SGLANG):
-        found = command_of(container, engine)
-        if found is not None and (found.command or found.script):
+        if _is_started(container, engine):
             return engine
     if not container.get("command"):
-        image = repository(str(container.get("image", ""))).lower()
         for pattern, named in _IMAGES:
-            if pattern.search(image):
+            if pattern.search(image_name(container).lower()):
                 return named
         if {name.lower() for name in formats} & {"huggingface", "vllm"}:
             return Engine.VLLM
@@ -76,6 +75,16 @@ def recognise(container: dict[str, Any], formats: Sequence[str] = ()) -> Engine 
 def command_of(container: dict[str, Any], engine: Engine) -> CommandLine | None:
     """How a container starts an engine, as ``read_command`` finds it."""
     return read_command(container, lambda words: _start(words, engine))
+
+
+def _is_started(container: dict[str, Any], engine: Engine) -> bool:
+    """Whether a container's command shows that it starts an engine."""
+    try:
+        found = command_of(container, engine)
+    except SetupError:
+        # A script that cannot be read is of no concern, unless it names the engine's program.
+        return _start(words_of(container), engine) is not None
+    return found is not None and bool(found.command or found.script)
 
 
 def _start(words: Sequence[str], engine: Engine) -> int | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor.attach.attaching import attach, detach
+from monitor.attach.attaching import attach, detach, is_attached
 from monitor.attach.capturing import Wanted
-from monitor.attach.config import checksum, config_map, is_made, sidecar_settings
+from monitor.attach.config import checksum, config_map, sidecar_settings
+from monitor.attach.conflicts import check_runtimes
 from monitor.attach.edits import find, plain
-from monitor.attach.manifest import BORDER, Document, added, ends_of, read, write
+from monitor.attach.manifest import Document, ends_of, read, write
 from monitor.attach.patch import Patch, difference
+from monitor.attach.placing import Known, config_of, with_configs, without_configs
 from monitor.attach.pod import TOKEN_FILE, Sidecar
-from monitor.attach.workload import KINDS, containers_told, pods_of, title
+from monitor.attach.workload import KINDS, NAME, NAMESPACE, containers_told, pods_of, title
 from monitor.errors import SetupError
 
 
@@ -60,30 +62,37 @@ def attach_file(text: str, wanted: Wanted, configuration: Configuration) -> Chan
     Raises:
         SetupError: There is no such workload, or one cannot be attached to.
     """
-    documents: list[Document] = []
+    documents = read(text)
     patches: list[Patch] = []
     notes: list[str] = []
+    attached: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
-    for document in _without_configs(read(text)):
-        for manifest in _manifests(document):
-            before = plain(manifest)
-            config = _config(manifest, configuration, wanted.sidecar)
-            told = attach(manifest, _configured(wanted, config, configuration))
-            if told is None:
-                others.append(manifest)
-                continue
-            if config is not None:
-                documents.append(added(config, document.border))
-                document.border = BORDER
-            patches.append(difference(before, plain(manifest)))
-            notes += [f"{title(manifest)}: {note}" for note in told]
-            if not document.keeps_comments:
-                notes.append(f"{title(manifest)}: aliases are written out, and comments are lost")
-        documents.append(document)
-    if not patches:
+    configs: list[tuple[Document, dict[str, Any]]] = []
+    replaced: set[Known] = set()
+    for document, manifest in _manifests(documents):
+        before = plain(manifest)
+        config = _config(manifest, configuration, wanted.sidecar)
+        told = attach(manifest, _configured(wanted, config, configuration))
+        if told is None:
+            others.append(manifest)
+            continue
+        attached.append(manifest)
+        if config is not None:
+            configs.append((document, config))
+        patches.append(difference(before, plain(manifest)))
+        notes += [f"{title(manifest)}: {note}" for note in told]
+        if not document.keeps_comments:
+            notes.append(f"{title(manifest)}: aliases are written out, and comments are lost")
+        was, now = config_of(before), config_of(manifest)
+        replaced |= {was, now}
+        if was.name and was != now:
+            notes.append(f"{title(manifest)}: it needs ConfigMap {was.name} no more")
+    if not attached:
         raise _none_found(others, wanted)
-    notes += [f"{title(each)}: no container is seen to run an engine; left as it is" for each in others]
-    return Changed(write(documents, ends_of(text)), patches, notes)
+    check_runtimes([*attached, *filter(is_attached, others)])
+    notes += [_left(each) for each in others]
+    kept = without_configs(documents, replaced - set(map(config_of, others)))
+    return Changed(write(with_configs(kept, configs), ends_of(text)), patches, notes)
 
 
 def detach_file(text: str) -> Changed:
@@ -92,60 +101,46 @@ def detach_file(text: str) -> Changed:
     Raises:
         SetupError: What was attached to a workload cannot be told from the rest any more.
     """
-    everything = read(text)
-    documents = _without_configs(everything)
+    documents = read(text)
     notes: list[str] = []
-    is_changed = len(documents) < len(everything)
-    for document in documents:
-        for manifest in _manifests(document):
-            config = _config_name(manifest)
-            left = detach(manifest)
-            if left is None:
-                notes.append(f"{title(manifest)}: nothing was attached; left as it is")
-                continue
-            is_changed = True
-            notes += [f"{title(manifest)}: {path} has been changed since attach wrote it, and stays" for path in left]
-            notes.append(f"{title(manifest)}: detached; it needs ConfigMap {config} no more")
+    detached: set[Known] = set()
+    for _, manifest in _manifests(documents):
+        config = config_of(manifest)
+        left = detach(manifest)
+        if left is None:
+            notes.append(f"{title(manifest)}: nothing was attached; left as it is")
+            continue
+        detached.add(config)
+        notes += [f"{title(manifest)}: {path} has been changed since attach wrote it, and stays" for path in left]
+        notes.append(f"{title(manifest)}: detached; it needs ConfigMap {config.name} no more")
     if not notes:
         notes = [f"the file holds none of {', '.join(KINDS)}; left as it is"]
-    return Changed(write(documents, ends_of(text)) if is_changed else text, [], notes)
+    kept = write(without_configs(documents, detached), ends_of(text)) if detached else text
+    return Changed(kept, [], notes)
 
 
-def _without_configs(documents: list[Document]) -> list[Document]:
-    """Documents but the ConfigMaps that attach put before them."""
-    kept: list[Document] = []
-    borders: list[str] = []
+def _manifests(documents: Sequence[Document]) -> Iterator[tuple[Document, dict[str, Any]]]:
+    """The workloads of a file, each with its document, which may be a list of them."""
     for document in documents:
-        if is_made(document.content):
-            borders.append(document.border)
-            continue
-        document.border = [*borders, document.border][0]
-        borders.clear()
-        kept.append(document)
-    return kept
-
-
-def _manifests(document: Document) -> Iterator[dict[str, Any]]:
-    """The workloads of a document, which may be a list of them."""
-    content = document.content
-    items = content.get("items") if isinstance(content, dict) and str(content.get("kind")).endswith("List") else None
-    for manifest in [content] if items is None else items:
-        if isinstance(manifest, dict) and pods_of(manifest):
-            yield manifest
+        content = document.content
+        items = (
+            content.get("items") if isinstance(content, dict) and str(content.get("kind")).endswith("List") else None
+        )
+        for manifest in items if isinstance(items, list) else [content]:
+            if isinstance(manifest, dict) and pods_of(manifest):
+                yield document, manifest
 
 
 def _config(manifest: dict[str, Any], configuration: Configuration, sidecar: Sidecar) -> dict[str, Any] | None:
     """The ConfigMap of a workload; None where one is there."""
     if configuration.policy is None:
         return None
-    metadata = manifest.get("metadata") or {}
     # Where a pod's groups cannot be said, the sidecar and an engine of another user have none in common.
     mode = "0660" if all(pod.is_whole for pod in pods_of(manifest)) else "0666"
     token = {"token_file": TOKEN_FILE} if sidecar.token_secret else {}
     settings = sidecar_settings(configuration.bank, mode, {**token, **configuration.settings})
-    return config_map(
-        f"{metadata.get('name')}-affect-monitor", metadata.get("namespace"), settings, configuration.policy
-    )
+    name = f"{find(manifest, NAME)}-affect-monitor"
+    return config_map(name, find(manifest, NAMESPACE), settings, configuration.policy)
 
 
 def _configured(wanted: Wanted, config: dict[str, Any] | None, configuration: Configuration) -> Wanted:
@@ -157,9 +152,9 @@ def _configured(wanted: Wanted, config: dict[str, Any] | None, configuration: Co
     return replace(wanted, sidecar=made)
 
 
-def _config_name(manifest: dict[str, Any]) -> str:
-    volumes = (find(manifest, (*pod.spec, "volumes", "affect-monitor-config")) for pod in pods_of(manifest))
-    return next((str(volume["configMap"]["name"]) for volume in volumes if volume), "")
+def _left(manifest: dict[str, Any]) -> str:
+    told = "the sidecar is attached already, and stays" if is_attached(manifest) else "left as it is"
+    return f"{title(manifest)}: no container is seen to run an engine; {told}"
 
 
 def _none_found(others: list[dict[str, Any]], wanted: Wanted) -> SetupError:

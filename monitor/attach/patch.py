@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from monitor.attach.workload import CORE, title
+from monitor.attach.workload import CORE, target
 
 _KEYS = {"containers": "name", "env": "name", "initContainers": "name", "volumeMounts": "mountPath", "volumes": "name"}
 """By which key Kubernetes tells apart the items of a list."""
@@ -16,7 +16,7 @@ class Patch(NamedTuple):
     Attributes:
         kind: Type of the patch: ``strategic`` for kinds of Kubernetes' own; ``merge`` for custom resources, whose
             lists Kubernetes replaces.
-        of: Kind and name of the workload.
+        of: Kind, name and namespace of the workload, as kubectl takes them.
         content: The patch.
     """
 
@@ -34,7 +34,7 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> Patch:
     """
     strategic = before.get("kind") in CORE
     content = _difference(before, after, _KEYS if strategic else {})
-    return Patch("strategic" if strategic else "merge", title(before), content)
+    return Patch("strategic" if strategic else "merge", target(before), content)
 
 
 def _difference(before: Any, after: Any, keys: dict[str, str]) -> Any:

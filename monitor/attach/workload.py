@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from monitor.attach.edits import Path, find
@@ -18,11 +18,13 @@ class Pod(NamedTuple):
         metadata: Path of what has its labels and annotations.
         is_whole: Whether all of a pod's fields may stand there: KServe's runtimes know no init containers, and no
             security context of the pod.
+        role: Which of a workload's pods it is; empty where all are alike.
     """
 
     spec: Path
     metadata: Path
     is_whole: bool = True
+    role: str = ""
 
 
 class Inference(NamedTuple):
@@ -32,25 +34,35 @@ class Inference(NamedTuple):
     container: Path
     engine: Engine
 
+    @property
+    def name(self) -> str:
+        """Its name, behind the pod's role where pods differ, as in ``leader/vllm``."""
+        return _called(self.pod, self.container)
+
 
 CORE = ("Deployment", "StatefulSet", "DaemonSet")
 """Kinds that the strategic merge patch is for."""
+
+RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
+"""Kinds that KServe takes a service's container from."""
+
+NAME, NAMESPACE = ("metadata", "name"), ("metadata", "namespace")
+"""Where documents have them."""
 
 _SET = ("spec", "leaderWorkerTemplate")
 _RUNTIME = Pod(("spec",), ("spec",), is_whole=False)
 _PREDICTOR = ("spec", "predictor")
 
 
-def _template(*path: str) -> Pod:
-    return Pod((*path, "spec"), (*path, "metadata"))
+def _template(*path: str, role: str = "") -> Pod:
+    return Pod((*path, "spec"), (*path, "metadata"), role=role)
 
 
 _PODS = {
     **{kind: [_template("spec", "template")] for kind in CORE},
-    "LeaderWorkerSet": [_template(*_SET, "leaderTemplate"), _template(*_SET, "workerTemplate")],
+    "LeaderWorkerSet": [_template(*_SET, f"{role}Template", role=role) for role in ("leader", "worker")],
     "InferenceService": [Pod(_PREDICTOR, _PREDICTOR)],
-    "ServingRuntime": [_RUNTIME],
-    "ClusterServingRuntime": [_RUNTIME],
+    **{kind: [_RUNTIME] for kind in RUNTIMES},
 }
 KINDS = tuple(_PODS)
 """Kinds of workloads that are known."""
@@ -75,7 +87,13 @@ def containers_of(manifest: dict[str, Any], pod: Pod) -> list[dict[str, Any]]:
 
 def title(manifest: dict[str, Any]) -> str:
     """A document's kind and name, as in ``Deployment/assistant``."""
-    return f"{manifest.get('kind')}/{(manifest.get('metadata') or {}).get('name', '')}"
+    return f"{manifest.get('kind')}/{find(manifest, NAME) or ''}"
+
+
+def target(manifest: dict[str, Any]) -> str:
+    """A document as a command of kubectl's names it, as in ``Deployment/assistant -n inference``."""
+    namespace = find(manifest, NAMESPACE)
+    return f"{title(manifest)} -n {namespace}" if namespace else title(manifest)
 
 
 def find_inference(manifest: dict[str, Any], named: str, engine: Engine | None) -> Inference | None:
@@ -83,7 +101,8 @@ def find_inference(manifest: dict[str, Any], named: str, engine: Engine | None) 
 
     Args:
         manifest: A workload.
-        named: Name of the container; empty: the one that is seen to run an engine.
+        named: Name of the container, behind its pod's role where two have it; empty: the one that is seen to run an
+            engine.
         engine: What it runs; None: what is seen.
 
     Returns:
@@ -93,18 +112,33 @@ def find_inference(manifest: dict[str, Any], named: str, engine: Engine | None) 
         SetupError: Several do, or the one that is named does not show which.
     """
     found = []
+    for pod, path, seen in _seen(manifest):
+        if (named in {path[-1], _called(pod, path)}) if named else seen is not None:
+            runs = engine or seen
+            if runs is None:
+                raise SetupError("--engine", f"container {named} does not show what it runs; name it by --engine")
+            found.append(Inference(pod, path, runs))
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found)
+        raise SetupError("--container", f"{names} all seem to run an engine; name the one to watch by --container")
+    return found[0] if found else None
+
+
+def other_engines(manifest: dict[str, Any], watched: Collection[Path]) -> list[str]:
+    """Names of the containers that are seen to run an engine, but those that are watched."""
+    return [_called(pod, path) for pod, path, seen in _seen(manifest) if seen is not None and path not in watched]
+
+
+def _seen(manifest: dict[str, Any]) -> Iterator[tuple[Pod, Path, Engine | None]]:
+    """All containers, and the engine that each is seen to run."""
     for pod in pods_of(manifest):
         for path in _containers(manifest, pod):
             container = find(manifest, path)
-            seen = engine or recognise(container, _formats(container))
-            if (path[-1] == named) if named else recognise(container, _formats(container)) is not None:
-                if seen is None:
-                    raise SetupError("--engine", f"container {named} does not show what it runs; name it by --engine")
-                found.append(Inference(pod, path, seen))
-    if len(found) > 1:
-        names = ", ".join(str(each.container[-1]) for each in found)
-        raise SetupError("--container", f"{names} all seem to run an engine; name the one to watch by --container")
-    return found[0] if found else None
+            yield pod, path, recognise(container, _formats(container))
+
+
+def _called(pod: Pod, container: Path) -> str:
+    return f"{pod.role}/{container[-1]}" if pod.role else container[-1]
 
 
 def _containers(manifest: dict[str, Any], pod: Pod) -> Iterable[Path]:
@@ -113,9 +147,7 @@ def _containers(manifest: dict[str, Any], pod: Pod) -> Iterable[Path]:
         # KServe adds this one's arguments to those of the runtime's container.
         yield (*pod.spec, "model")
     for container in spec.get("containers") or ():
-        if not container.get("name"):
-            raise SetupError("/".join((*pod.spec, "containers")), "one has no name; give it one")
-        yield (*pod.spec, "containers", str(container.get("name")))
+        yield (*pod.spec, "containers", str(container["name"]))
 
 
 def _formats(container: dict[str, Any]) -> list[str]:
@@ -124,5 +156,9 @@ def _formats(container: dict[str, Any]) -> list[str]:
 
 def containers_told(manifest: dict[str, Any]) -> str:
     """The containers of a workload, for people: each name with its image."""
-    paths = [path for pod in pods_of(manifest) for path in _containers(manifest, pod)]
-    return ", ".join(f"{path[-1]} ({find(manifest, path).get('image', 'no image')})" for path in paths) or "none"
+    told = [
+        f"{_called(pod, path)} ({find(manifest, path).get('image', 'no image')})"
+        for pod in pods_of(manifest)
+        for path in _containers(manifest, pod)
+    ]
+    return ", ".join(told) or "none"
