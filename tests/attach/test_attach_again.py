@@ -78,9 +78,9 @@ class TestOneAfterAnother:
     def test_keep_it_without_flags(self, run: Run, tmp_path: Path) -> None:
         """A workload that needed a flag stays attached to where the other is set anew."""
         file = file_of(tmp_path, workload("one", "alpha"), workload("two", "b", "vllm/vllm-openai"))
-        run_one = held(file, run("attach", file, *WRITTEN, *ALPHA))
-        assert run_one == ["ConfigMap/one-affect-monitor", "Deployment/one+", "Deployment/two"]
-        assert held(file, run("attach", file, *WRITTEN))[:2] == run_one[:2]
+        first = held(file, run("attach", file, *WRITTEN, *ALPHA))
+        assert first == ["ConfigMap/one-affect-monitor", "Deployment/one+", "Deployment/two"]
+        assert held(file, run("attach", file, *WRITTEN))[:2] == first[:2]
 
 
 class TestConfigMaps:
