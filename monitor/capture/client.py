@@ -40,7 +40,7 @@ _SERVICE = "/affect.monitor.v1.IngestService/"
 _ANSWER_EVERY = 16
 """Each answer wakes two threads that contend with the engine's for the interpreter: once in a while is enough."""
 _CALL_TIMEOUT = 5.0
-_FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 0.8
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.05, 0.4
 _CANCEL_TIMEOUT = 1.0
 _MOST_FRAME = (4 << 20) + (64 << 10)
 """Rows of 4 MiB and what belongs to them: larger frames gain nothing, and copying one keeps the interpreter."""
