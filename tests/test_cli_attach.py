@@ -304,6 +304,7 @@ class TestWhatIsRefused:
                 "spec/template/spec/securityContext/supplementalGroups",
             ),
             ({}, {"annotations": ["a"]}, "metadata/annotations"),
+            ({}, {"namespace": {}}, "metadata/namespace"),
         ],
     )
     @pytest.mark.parametrize("command", [("attach", *BANK, *CONFIG), ("detach",)])

@@ -94,7 +94,7 @@ def further_settings(written: Sequence[str]) -> dict[str, Any]:
 def _setting(name: str, written: str) -> Any:
     try:
         value = yaml.safe_load(written)
-    except (yaml.YAMLError, ValueError):  # ValueError: dates that are none
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError):  # tags of what is none of the kind
         raise SetupError("--setting", f"{name}: {written!r} is not YAML; write it in quotes of its own") from None
     if value is None and SidecarSettings.model_fields[name].default is not None:
         raise SetupError("--setting", f"{name} takes no null; write a value, or leave it out")

@@ -143,7 +143,13 @@ def _is_theirs(parent: dict[str, Any], step: dict[str, Any]) -> bool:
 
 
 def _before(parent: Any, key: str) -> dict[str, Any]:
-    return {"was": plain(parent[key])} if key in parent else {}
+    if key not in parent:
+        return {}
+    was = plain(parent[key])
+    if key in _COMMAND and isinstance(was, list):
+        # What is no text by its word alone is kept by its word, which is what attach makes of it.
+        was = [value if str(value) == str(part) else str(part) for value, part in zip(was, parent[key], strict=True)]
+    return {"was": was}
 
 
 def _restore(parent: dict[str, Any], key: str, step: dict[str, Any]) -> None:

@@ -84,7 +84,8 @@ def attach_file(text: str, wanted: Wanted, configuration: Configuration) -> Chan
         if not document.keeps_comments:
             notes.append(f"{title(manifest)}: aliases are written out, and comments are lost")
         was, now = config_of(before), config_of(manifest)
-        replaced |= {was, now}
+        # One that is there already, and is named by --config, stays.
+        replaced |= {was, now} if config is not None else {was} - {now}
         if was.name and was != now:
             notes.append(f"{title(manifest)}: it needs ConfigMap {was.name} no more")
     if not attached:

@@ -26,7 +26,7 @@ _BORDER = re.compile(r"^(?:%.*\n(?:#.*\n|[ \t]*\n)*)*---(?=\s|$).*\n?", re.MULTI
 _END = re.compile(r"(?:^(?:#.*|\.\.\.[ \t]*|[ \t]*)\n)*\Z", re.MULTILINE)
 _KEEPS_BLANKS = re.compile(r"[|>][0-9]?\+")
 _SEQUENCE = re.compile(r"^( *)(?! |-|#)[^\n]*:[ \t]*(?:[ \t]#[^\n]*)?\n(?: *(?:#[^\n]*)?\n)*\1( *)- ", re.MULTILINE)
-_INDENT = re.compile(r"\A[{[]\n( +)")
+_INDENT = re.compile(r"\A[{[]\n([ \t]+)")
 # What JSON may hold as it is, and YAML may not.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -138,7 +138,7 @@ def _document(text: str, border: str) -> Document:
 def _parsed(text: str) -> Any:
     try:
         content = _yaml(text).load(text)
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, TypeError) as error:
         raise SetupError("manifest", f"is not YAML: {' '.join(str(error).split())}") from None
     if _is_template(content):
         raise SetupError(
@@ -174,9 +174,9 @@ def _unshared(node: Any) -> Any:
 
 
 def _json(content: Any, like: str) -> str:
-    """JSON with the indents of a text; readable as YAML too, which it becomes behind a document of YAML."""
+    """JSON with the indents of a text, tabs as spaces: behind a document of YAML it is YAML too."""
     found = _INDENT.match(like)
-    text = json.dumps(content, indent=len(found[1]) if found else None, ensure_ascii=False)
+    text = json.dumps(content, indent=found[1].expandtabs(2) if found else None, ensure_ascii=False)
     return _ESCAPED.sub(lambda one: f"\\u{ord(one[0]):04x}", text) + "\n"
 
 

@@ -59,7 +59,7 @@ class _Metadata(_Part):
 
 
 class _Named(_Metadata, _Item):
-    pass
+    namespace: str | None = None
 
 
 class _Spec(_Part):

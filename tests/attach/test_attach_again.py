@@ -94,6 +94,12 @@ class TestConfigMaps:
         assert held(file, done) == ["Deployment/one+"]
         assert "note Deployment/one: it needs ConfigMap one-affect-monitor no more" in done.err
 
+    def test_stay_where_they_are_named(self, run: Run, tmp_path: Path) -> None:
+        """Its own, named by ``--config``, is there already and is still mounted."""
+        file = file_of(tmp_path, workload("one", "alpha", "org/vllm"))
+        first = held(file, run("attach", file, *WRITTEN))
+        assert held(file, run("attach", file, "--bank", BANK, "--config", "one-affect-monitor")) == first
+
     def test_are_written_once_for_two_of_one_name(self, run: Run, tmp_path: Path) -> None:
         """It stays as long as one of the two needs it."""
         file = file_of(tmp_path, workload("x", "alpha", "org/vllm"), workload("x", "beta", "org/vllm", "StatefulSet"))

@@ -112,6 +112,13 @@ class TestWords:
         assert attached(done).text == done
         assert detach_file(done).text == text
 
+    def test_among_arguments_stay_the_same_words(self) -> None:
+        """Attaching twice is attaching once, whatever kubectl would make of them; detach gives them back in quotes."""
+        done = attached(DEPLOYMENT.replace("--model, m", "m, true, yes, 1e10, 0123")).text
+        assert "args: [m, 'true', 'yes', '1e10', '0123', --" in done
+        assert attached(done).text == done
+        assert "args: [m, 'true', 'yes', '1e10', '0123']" in detach_file(done).text
+
 
 JSONS = {
     "one line": json.dumps(parsed(DEPLOYMENT)[0]) + "\n",
@@ -132,6 +139,11 @@ class TestJson:
         assert (done.count("\n") == 1) == (text.count("\n") == 1)
         assert done.splitlines()[:2][-1][:4] == text.splitlines()[:2][-1][:4]
         assert detach_file(done).text == text
+
+    def test_with_tabs_gets_spaces(self) -> None:
+        """YAML, which it becomes behind the ConfigMap, has no tabs."""
+        text = JSONS["indented"].replace("    ", "\t")
+        assert detach_file(attached(text).text).text == JSONS["indented"].replace("    ", "  ")
 
     @pytest.mark.parametrize("name", JSONS)
     def test_is_read_by_kubectl_behind_its_configmap(self, tmp_path: Path, name: str) -> None:
@@ -195,6 +207,9 @@ class TestSettings:
             ("instance=[", "not YAML"),
             ("instance=*", "not YAML"),
             ("instance=2024-13-01", "not YAML"),
+            ("max_open_turns=!!bool x", "not YAML"),
+            ("max_open_turns=!!int", "not YAML"),
+            ("audit_file=!!timestamp x", "not YAML"),
             ("drain_seconds=null", "takes no null"),
             ("max_open_turns=", "takes no null"),
         ],

@@ -85,6 +85,21 @@ def test_a_long_cached_prefix_comes_over_several_steps() -> None:
     assert plans[2].ends[0].total_tokens == 21
 
 
+def test_a_request_without_room_beside_a_long_cached_prefix() -> None:
+    """It begins and ends like any other, and its tokens are told as dropped."""
+    ledger = Ledger(BLOCK, most=5)
+    for name in ("a", "b"):
+        ledger.begin(begin(name, 8), list(range(8)))
+    plan = step(ledger, Scheduled("a", [0, 1], True, 4, 4), Scheduled("b", [0, 2], True, 4, 4))
+    assert [one.request_id for one in plan.begins] == ["a", "b"]
+    assert plan.request_ids == ["a"]
+    assert ledger.finish("a", 8, STOP)
+    assert ledger.finish("b", 8, STOP)
+    last = step(ledger)
+    assert [one.request_id for one in last.ends] == ["a", "b"]
+    assert sum(last.counts) + sum(len(one.token_ids) for one in last.tails) == 11
+
+
 def test_request_never_scheduled_leaves_no_trace() -> None:
     """A request that is aborted in the queue is neither begun nor ended."""
     ledger = Ledger(BLOCK)

@@ -169,9 +169,10 @@ class TestInjection:
         with pytest.raises(ValueError, match="/spec/containers/0/args/- is no place"):
             native.admit(bare)
 
-    def test_leaves_the_sockets_folder_to_the_engine(self, native: Admission) -> None:
+    @pytest.mark.parametrize("folder", ["/run/affect-monitor", "/run/affect-monitor/"])
+    def test_leaves_the_sockets_folder_to_the_engine(self, native: Admission, folder: str) -> None:
         """An engine with something of its own there cannot have two: an error, nothing half done."""
-        mount = {"name": "theirs", "mountPath": "/run/affect-monitor"}
+        mount = {"name": "theirs", "mountPath": folder}
         taken = pod(volumes=[{"name": "theirs", "emptyDir": {}}])
         taken["spec"]["containers"][0]["volumeMounts"] = [mount]
         with pytest.raises(ValueError, match="Index error"):

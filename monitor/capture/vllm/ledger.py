@@ -93,13 +93,13 @@ class Ledger:
             ready = min(end, len(request.tokens))
             if not self._keeps_cached and end > max(ready, request.sent):
                 pending += self._slots(request, max(ready, request.sent), end)
-            if self._keeps_cached:
-                ready = min(ready, request.sent + self._most - len(plan.slots) - len(slots))
             if ready <= request.sent:
                 continue
             if not request.announced:
                 plan.begins.append(request.begin)
                 request.announced = True
+            if self._keeps_cached:
+                ready = min(ready, request.sent + self._most - len(plan.slots) - len(slots))
             if not self._keeps_cached and part.replaces and part.computed > request.sent:
                 self._skip(plan, request, min(part.computed, ready))
             if ready > request.sent:
