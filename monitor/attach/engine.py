@@ -61,8 +61,9 @@ def recognise(container: dict[str, Any], formats: Sequence[str] = ()) -> Engine 
         if _is_started(container, engine):
             return engine
     if not container.get("command"):
+        image = image_name(container).lower()
         for pattern, named in _IMAGES:
-            if pattern.search(image_name(container).lower()):
+            if pattern.search(image):
                 return named
         if {name.lower() for name in formats} & {"huggingface", "vllm"}:
             return Engine.VLLM

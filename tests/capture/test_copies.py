@@ -77,13 +77,19 @@ def plan_of(step: int) -> StepPlan:
     )  # fmt: skip
 
 
-def emitted(breaker: Breaker) -> Recorder:
-    """What comes of some steps."""
+def closed(breaker: Breaker) -> Recorder:
+    """What came of some steps when the emitter was closed behind them."""
     client = Recorder()
     emitter = Emitter(Source(), breaker, lambda: client)  # type: ignore[arg-type,return-value]
     for step in range(STEPS):
         emitter.emit(plan_of(step))
     emitter.close()
+    return client
+
+
+def emitted(breaker: Breaker) -> Recorder:
+    """What comes of some steps."""
+    client = closed(breaker)
     deadline = time.monotonic() + PATIENCE
     while len(client.ends) < STEPS:
         assert time.monotonic() < deadline, "waited in vain"
@@ -147,10 +153,5 @@ def test_a_wait_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_lost_at_the_end(devices: list[torch.device]) -> None:
     """Closing waits for what was handed over, by a thread that works on the device of the rows alone."""
-    client = Recorder()
-    emitter = Emitter(Source(), Breaker(), lambda: client)  # type: ignore[arg-type,return-value]
-    for step in range(STEPS):
-        emitter.emit(plan_of(step))
-    emitter.close()
-    check(client, set())
+    check(closed(Breaker()), set())
     assert devices == [Stream.device]
